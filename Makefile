@@ -1,0 +1,36 @@
+# Two commands: `make reproduce` and `make test`. Each creates .venv and installs what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+DATA_ROOT ?=
+WEIGHTS ?= auto
+
+.PHONY: reproduce test test-all lint demo baseline clean
+
+reproduce: $(VENV)/.run  ## demo tables; with DATA_ROOT=DIR [WEIGHTS=DIR] every paper's tables on that data
+	PYTHON=$(BIN)/python DATA_ROOT="$(DATA_ROOT)" WEIGHTS="$(WEIGHTS)" benchmarks/reproduce_all.sh
+
+demo: $(VENV)/.run
+	$(BIN)/python run_benchmark.py demo
+
+test: $(VENV)/.dev lint
+	$(BIN)/python -m pytest -m "not slow" --timeout 600
+
+test-all: $(VENV)/.dev lint
+	$(BIN)/python -m pytest --timeout 3600
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+
+$(VENV)/.run: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.dev: requirements-dev.txt requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $(VENV)/.run $@
+
+clean:
+	rm -rf $(VENV) results/runs results/tables results/report results/figures results/maps results/cache results/scratch

@@ -1,0 +1,1 @@
+"""The harness: plan, runner, launchers, store, metrics, report, regression."""

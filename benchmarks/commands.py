@@ -1,0 +1,335 @@
+"""What each command of the command line does. Prints results to stdout, progress and problems to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.store import Store, StoreError, latest, write_atomic
+from benchmarks.units import UsageError
+
+DEMO_DATASETS = ("demo", "demo_loco")
+DEMO_PRESET = "demo"
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Run a parsed command; wrong use ends in one line and exit code 2, never in a traceback."""
+    from datasets.base import DatasetError
+    from models.base import ModelError
+
+    try:
+        return globals()[f"_{args.command}"](args)
+    except (UsageError, DatasetError, ModelError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except StoreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; finished units are stored, the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output left, as in `... | head`
+        sys.stderr.close()
+        return 0
+
+
+# ---------------------------------------------------------------- list
+
+
+def _list(args: argparse.Namespace) -> int:
+    from tabulate import tabulate
+
+    if args.what == "methods":
+        from models import registry
+
+        rows = [[e.name, ", ".join(e.presets), e.summary] for e in registry.entries().values()]
+        rows.append(["anomalib/<name>", "default", "Any other one-class image model of anomalib."])
+        print(tabulate(rows, headers=["method", "presets (first is the default)", "what it is"], tablefmt="simple",
+                       maxcolwidths=[None, 60, 60]))
+    elif args.what == "datasets":
+        import datasets
+
+        rows = []
+        for name in datasets.names(args.data_root):
+            try:
+                found = sorted(datasets.find(name, args.data_root))
+                rows.append([name, len(found), ", ".join(found)])
+            except ValueError:
+                rows.append([name, 0, "not found"])
+        headers = ["dataset", "categories", f"under {args.data_root}"]
+        print(tabulate(rows, headers=headers, maxcolwidths=[None, None, 90]))
+    else:
+        from benchmarks.report import suites
+
+        rows = [[f"{s.paper}/{t.id}", t.title] for s in suites.all() for t in s.tables]
+        print(tabulate(rows, headers=["table", "content"]))
+    return 0
+
+
+# ---------------------------------------------------------------- run
+
+
+def _options(args: argparse.Namespace) -> Any:
+    from benchmarks.plan import Options
+
+    settings = {}
+    for text in args.set:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise UsageError(f"--set {text!r}: write field=value, for example --set epochs=5")
+        settings[key] = value
+    size = _bytes(args.cache_size)
+    if args.workers < 1:
+        raise UsageError(f"--workers {args.workers}: give 1 or more")
+    return Options(
+        data_root=args.data_root, results=args.results, weights=args.weights, device=args.device,
+        metric_size=args.metric_size, settings=settings, keep_maps=args.keep_maps,
+        cache_dir=args.results / "cache" if size else None, cache_size=size, time_limit=args.time_limit,
+    )
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(|[kKmMgGtT])i?[bB]?", text.strip())
+    if not match:
+        raise UsageError(f"--cache-size {text!r}: write a size such as 20GB, 500MB or 0")
+    return int(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " "))
+
+
+def _launch(args: argparse.Namespace, plan: Any) -> tuple[int, list[dict[str, Any]]]:
+    """Run what is missing and say what happened; the exit code and the finished records of the whole plan."""
+    from benchmarks.plan import up_to_date
+
+    store = Store(Path(args.results))
+    if args.force:
+        for job in plan.jobs:
+            store.retire(job)
+    jobs = [job for job in plan.jobs if not up_to_date(store, job)]
+    done = len(plan.jobs) - len(jobs)
+    broken = dict(store.broken)
+    stopped, finished = False, 0
+    failed: dict[str, str] = {}
+    if jobs:
+        if args.launcher == "ray":
+            from benchmarks.launchers import ray as launcher
+
+            outcome = launcher.run(jobs, workers=args.workers, quiet=args.quiet, address=args.address)
+        else:
+            from benchmarks.launchers import local as launcher
+
+            outcome = launcher.run(jobs, workers=args.workers, quiet=args.quiet)
+        stopped, failed, finished = outcome.stopped, outcome.failed, outcome.finished
+        done += outcome.resumed  # by another run on the same results directory, meanwhile
+    records = [r for job in plan.jobs if (r := store.load(job)) is not None]
+    _say(f"{len(plan.jobs)} units: {finished} run now, {done} finished before, {len(failed)} failed")
+    for path, why in broken.items():
+        _say(f"broken record run again: {path}: {why}")
+    for dataset, names in plan.absent.items():
+        if names:
+            _say(f"{dataset}: not under the data root, missing in the tables: {', '.join(names)}")
+    for name, why in plan.unreadable.items():
+        _say(f"FAILED {name}: {why}")
+    for name, why in failed.items():
+        _say(f"FAILED {name}: {why}")
+    if stopped:
+        _say("stopped before the end; finished units are stored, the same command goes on from here")
+        return 130, records
+    return int(bool(failed or plan.unreadable)), records
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from benchmarks.plan import make_plan
+    from benchmarks.report import tables
+
+    plan = make_plan(
+        args.methods, args.datasets, _options(args), categories=args.categories,
+        seeds=_seeds(args.seeds),
+    )
+    _some_units(plan, args)
+    code, records = _launch(args, plan)
+    if records:
+        print(tables.overview(records, absent=plan.absent))
+    return code
+
+
+def _seeds(seeds: Iterable[int] | None, default: Sequence[int] = (0,)) -> list[int]:
+    chosen = list(seeds if seeds is not None else default)
+    if any(seed < 0 for seed in chosen):
+        raise UsageError("--seeds: give numbers from 0 on")
+    return chosen
+
+
+def _some_units(plan: Any, args: argparse.Namespace) -> None:
+    if not plan.jobs and not plan.unreadable:
+        raise UsageError(
+            f"nothing to run: no category of {', '.join(getattr(args, 'datasets', None) or ['the tables'])} is under "
+            f"{args.data_root}; `run_benchmark.py list datasets --data-root {args.data_root}` shows what is found"
+        )
+
+
+def _demo(args: argparse.Namespace) -> int:
+    """Embedded data through every method that has a `demo` preset, and through methods without presets (new ones)."""
+    from dataclasses import replace
+
+    from benchmarks.plan import Options, make_plan
+    from benchmarks.report import tables
+    from datasets import demo
+    from models import registry
+
+    root = Path(args.results) / "demo_data"
+    demo.make(root)
+    specs = args.methods or [
+        f"{e.name}@{preset}" for e in registry.entries().values()
+        for preset in e.presets if preset == DEMO_PRESET or e.presets == ("default",)
+    ]
+    options: Options = replace(_options(args), data_root=root)
+    if args.weights == "auto":
+        options = replace(options, weights="none")  # the demo needs no network
+    plan = make_plan(specs, DEMO_DATASETS, options, seeds=_seeds(args.seeds))
+    code, records = _launch(args, plan)
+    written = tables.write_suite("demo", records, Path(args.results) / "tables")
+    print(tables.suite_text("demo", records))
+    _say(f"tables written to {', '.join(sorted({str(p.parent) for p in written}))}")
+    return code
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    import datasets
+    from benchmarks.plan import plan_units
+    from benchmarks.report import suites, tables
+    from datasets.base import DatasetError
+
+    papers = [s.paper for s in suites.all()] if args.paper == "all" else [args.paper]
+    wanted: list[tuple[str, str, str]] = []
+    absent: dict[str, tuple[str, ...]] = {}
+    for paper in papers:
+        wanted += suites.units(paper, args.table, quick=args.quick)
+    if args.methods:
+        wanted = [u for u in wanted if u[0] in args.methods or u[0].partition("@")[0] in args.methods]
+    there: dict[str, set[str]] = {}
+    for dataset in dict.fromkeys(d for _, d, _ in wanted):
+        try:
+            there[dataset] = set(datasets.find(dataset, args.data_root))
+        except DatasetError as error:
+            there[dataset] = set()
+            _say(f"{dataset}: {error}")
+        names = dict.fromkeys(c for _, d, c in wanted if d == dataset)
+        absent[dataset] = tuple(c for c in names if c not in there[dataset])
+    chosen = [
+        (m, d, c) for m, d, c in wanted
+        if c in there[d] and (not args.categories or c in args.categories)
+    ]
+    plan = plan_units(chosen, _options(args), _seeds(args.seeds), absent)
+    code, records = (0, []) if not plan.jobs else _launch(args, plan)
+    folder = Path(args.results) / "tables"
+    for paper in papers:
+        written = tables.write_suite(paper, records, folder, only=args.table)
+        _say(f"{paper}: {len(written)} files in {folder / paper}")
+        if len(papers) == 1:
+            print(tables.suite_text(paper, records, only=args.table))
+    return code
+
+
+# ---------------------------------------------------------------- views
+
+
+def _records(args: argparse.Namespace) -> list[dict[str, Any]]:
+    store = Store(Path(args.results))
+    records = latest(store.records())
+    for path, why in store.broken.items():
+        _say(f"left out {path}: {why}")
+    return records
+
+
+def _table(args: argparse.Namespace) -> int:
+    from benchmarks.report import tables
+
+    paper, _, table = args.table.partition("/")
+    print(tables.render(tables.build(paper, table, _records(args), mixed=args.mixed), args.format))
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from benchmarks.report import compare
+    from models import registry
+
+    specs = ["@".join(registry.parse(m)) for m in args.methods]
+    records = [r for r in _records(args) if r["unit"]["dataset"] in args.datasets]
+    print(compare.compare(records, specs, metric=args.metric, fmt=args.format))
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from benchmarks.report import html
+
+    out = args.out or Path(args.results) / "report"
+    store = Store(Path(args.results))
+    records = store.records(failed=True)
+    index = html.write(out, records, results=Path(args.results), broken=dict(store.broken), mixed=args.mixed)
+    print(index)
+    return 0
+
+
+# ---------------------------------------------------------------- regression gate
+
+
+def _check(args: argparse.Namespace) -> int:
+    from benchmarks import regression
+
+    baseline = regression.read_baseline(args.baseline)
+    store = Store(Path(args.results))
+    lines = regression.compare(baseline, store.records())
+    code = regression.exit_code(lines)
+    text = regression.summary(lines) + "\n\n" + regression.table(lines)
+    print(text.strip())
+    if code == 2:
+        print(f"\ncannot judge everything; the stored scores were made with: {baseline['command']}", file=sys.stderr)
+    if args.junit:
+        write_atomic(args.junit, regression.junit(lines))
+    if args.summary:
+        before = args.summary.read_bytes() if args.summary.exists() else b""
+        write_atomic(args.summary, before + f"### Regression check\n\n{text.strip()}\n".encode())
+    return code
+
+
+def _baseline(args: argparse.Namespace) -> int:
+    import json
+
+    from benchmarks import regression
+    from models import registry
+
+    specs = {"@".join(registry.parse(m)) for m in args.methods}
+    records = [
+        r for r in _records(args)
+        if r["unit"]["dataset"] in args.datasets
+        and (not specs or f"{r['unit']['method']}@{r['unit']['preset']}" in specs)
+    ]
+    data = regression.make_baseline(records, _baseline_command(records, args))
+    write_atomic(args.out, (json.dumps(data, indent=1) + "\n").encode())
+    print(f"{args.out}: {len(data['entries'])} scores")
+    return 0
+
+
+def _baseline_command(records: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> str:
+    seeds = " ".join(str(s) for s in sorted({r["unit"]["seed"] for r in records}))
+    methods = " ".join(sorted({f"{r['unit']['method']}@{r['unit']['preset']}" for r in records}))
+    if set(args.datasets) <= set(DEMO_DATASETS):
+        return f"python run_benchmark.py demo --methods {methods} --seeds {seeds}"
+    return f"python run_benchmark.py run --methods {methods} --datasets {' '.join(args.datasets)} --seeds {seeds}"
+
+
+# ---------------------------------------------------------------- download
+
+
+def _download(args: argparse.Namespace) -> int:
+    from datasets import download
+
+    print(download.download(args.dataset, args.data_root))
+    return 0

@@ -1,0 +1,161 @@
+"""Runs jobs on a Ray cluster: one task per unit, results gathered by the driver, lost workers retried.
+
+A task runs the same `run_unit` as the local launcher into a folder of its own and sends the record and the per-image
+scores back; the driver writes them, so that only the driver needs the results directory. Data roots are read from a
+shared path, or uploaded once per category (`upload=True`) and unpacked where a task needs them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.launchers.local import Bars, Interrupts, Outcome, acquire
+from benchmarks.store import Store, write_atomic
+from benchmarks.units import Job, UsageError
+
+REPO = Path(__file__).resolve().parents[2]
+LEFT_BEHIND = (".git", ".venv", "data", "results/runs", "results/cache", "results/maps", "results/demo_data",
+               "results/report", "results/tables", "results/scratch", "**/__pycache__")
+
+
+def run(
+    jobs: Sequence[Job],
+    workers: int = 1,
+    quiet: bool = False,
+    address: str | None = None,
+    *,
+    gpus_per_unit: float = 0.0,
+    upload: bool = False,
+    retries: int = 3,
+    on_start: Callable[[Any], None] | None = None,
+) -> Outcome:
+    """Run every job without a finished record on the cluster at `address`, or on a local one of `workers` CPUs.
+
+    gpus_per_unit: share of a GPU that a unit takes (0.5 puts two on one GPU; 0 runs on CPU).
+    Raises UsageError when Ray is not installed or the cluster cannot be reached.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError("--launcher ray needs Ray: pip install -r requirements-cluster.txt") from error
+    from benchmarks.plan import up_to_date
+
+    outcome = Outcome()
+    if not jobs:
+        return outcome
+    store = Store(jobs[0].results)
+    store.check_writable()
+    _connect(ray, address, workers)
+    bars = Bars(len(jobs), workers, quiet)
+    threads = max(1, len(os.sched_getaffinity(0)) // workers) if address is None else 1
+    task = ray.remote(num_cpus=1, num_gpus=gpus_per_unit, max_retries=retries)(_task)
+    uploads: dict[Path, Any] = {}
+    waiting, running = list(jobs), {}
+    try:
+        if on_start:
+            on_start(ray)
+        with Interrupts() as interrupts:
+            while (waiting or running) and not interrupts.count:
+                for job in list(waiting):
+                    lock = acquire(store.path(job))
+                    if lock is None:
+                        continue
+                    waiting.remove(job)
+                    if up_to_date(store, job):
+                        lock.release()
+                        outcome.resumed += 1
+                        bars.finished(job, "resumed")
+                        continue
+                    data = _upload(ray, job, uploads) if upload else None
+                    running[task.remote(job, data, threads)] = (job, lock)
+                done, _ = ray.wait(list(running), timeout=0.5) if running else ([], [])
+                for reference in done:
+                    job, lock = running.pop(reference)
+                    _gather(ray, reference, job, store, outcome, bars)
+                    lock.release()
+                if not running and waiting:
+                    time.sleep(0.5)  # every open unit is locked by another run
+            outcome.stopped = bool(interrupts.count)
+    finally:
+        for reference, (_, lock) in running.items():
+            ray.cancel(reference, force=True)
+            lock.release()
+        bars.close()
+        ray.shutdown()
+    return outcome
+
+
+def _connect(ray: Any, address: str | None, workers: int) -> None:
+    environment = {
+        "working_dir": str(REPO), "excludes": list(LEFT_BEHIND),
+        "env_vars": {k: v for k in ("BENCH_METHODS",) if (v := os.environ.get(k))},
+    }
+    try:
+        if address is None:
+            ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+        else:
+            ray.init(address=address, log_to_driver=False, runtime_env=environment)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UsageError(f"--address {address}: no Ray cluster there ({error})") from error
+
+
+def _upload(ray: Any, job: Job, uploads: dict[Path, Any]) -> Any:
+    """The category's folder as a tar in the object store, packed once per category."""
+    import datasets
+
+    root = datasets.load(job.unit.dataset, job.unit.category, job.data_root).root
+    if root not in uploads:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            archive.add(root, f"{job.unit.dataset}/{job.unit.category}")
+        uploads[root] = ray.put(buffer.getvalue())
+    return uploads[root]
+
+
+def _task(job: Job, data: bytes | None, threads: int) -> tuple[bytes, bytes | None]:
+    """Body of a task: run the unit in a folder of its own; returns the record and the per-image scores as bytes."""
+    import torch
+
+    from benchmarks.runner import run_unit
+
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        if data is not None:
+            root = Path(folder) / "data"
+            with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+                archive.extractall(root, filter="data")
+            job = replace(job, data_root=root)
+        job = replace(job, results=Path(folder) / "results", cache_dir=None)
+        record = run_unit(job, lambda phase, done, total, values: None)
+        scores = Store(job.results).path(job).with_suffix(".npz")
+        return json.dumps(record, default=str).encode(), scores.read_bytes() if scores.exists() else None
+
+
+def _gather(ray: Any, reference: Any, job: Job, store: Store, outcome: Outcome, bars: Bars) -> None:
+    from benchmarks import provenance
+    from benchmarks.runner import failure
+
+    scores = None
+    try:
+        record, scores = ray.get(reference)
+        record = json.loads(record)
+    except ray.exceptions.RayError as error:
+        record = failure(job, type(error).__name__, f"the task was lost: {str(error).splitlines()[0]}", "worker")
+        record["environment"] = {"finished": provenance.now()}
+    if scores is not None and record["status"] == "ok":
+        write_atomic(store.path(job).with_suffix(".npz"), scores)
+    store.save(job, record)
+    if record["status"] == "ok":
+        outcome.finished += 1
+    else:
+        outcome.failed[str(job.unit)] = f"{record['error']['phase']}: {record['error']['message']}"
+    bars.finished(job, record["status"])

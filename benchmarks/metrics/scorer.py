@@ -1,0 +1,353 @@
+"""Scores one unit: images come one at a time with their maps and masks, `result` gives every metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.metrics.image import image_metrics, threshold_metrics
+from benchmarks.metrics.ranks import MetricError, Ranks, exact
+from benchmarks.metrics.rates import Rates
+from benchmarks.metrics.regions import Region, check_mask, components, saturation_area
+
+LIMITS = (0.01, 0.05, 0.1, 0.3, 1.0)
+
+TYPES = {"logical_anomalies": "logical", "structural_anomalies": "structural"}
+
+
+@dataclass
+class Scores:
+    """metrics: fractions in [0, 1], None where undefined; undefined: the reason for each None.
+
+    curves: on request, name -> {"fpr": [n], "tpr" | "pro" | "spro": [n]}. facts: counts of images, pixels, regions.
+    """
+
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    undefined: dict[str, str] = field(default_factory=dict)
+    curves: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def put(self, key: str, value: float | None, reason: str | None = None) -> None:
+        self.metrics[key] = value
+        if value is None:
+            self.undefined[key] = reason or "undefined"
+
+
+@dataclass
+class _Region:
+    name: str
+    kind: str
+    area: int
+    saturation: int
+    image: str
+
+
+class Scorer:
+    """Streaming: `add` each image once, then `result`. Maps are not kept, only the sorted scores of their pixels.
+
+    loco: True for MVTec LOCO AD (one region per ground-truth file, saturation, scores by anomaly type), else MVTec AD
+        (regions are the 8-connected components of the masks).
+    limits: false positive rates up to which AUPRO and AUsPRO integrate.
+    memory_limit: bytes of pixel scores to keep in memory; what is beyond goes to files in `scratch`.
+    curve_points: > 0 for curves thinned to about so many points.
+    threshold: for accuracy, TPR, TNR and F1 of the image scores; a score strictly greater is anomalous.
+    pixel_threshold: the same for PRO and IoU of the maps.
+    """
+
+    def __init__(
+        self,
+        *,
+        loco: bool = False,
+        limits: Sequence[float] = LIMITS,
+        memory_limit: int | None = None,
+        scratch: Path | None = None,
+        curve_points: int = 0,
+        threshold: float | None = None,
+        pixel_threshold: float | None = None,
+    ) -> None:
+        if not all(0 < limit <= 1 for limit in limits):
+            raise MetricError(f"limits must lie in (0, 1], got {tuple(limits)}")
+        self.loco = loco
+        self.limits = tuple(float(limit) for limit in limits)
+        self.curve_points = curve_points
+        self.threshold = threshold
+        # float64: NumPy would round a Python float to the type of the map before comparing
+        self.pixel_threshold = None if pixel_threshold is None else np.float64(pixel_threshold)
+        # Background sets: LOCO good, logical, structural. Positive sets: 0 all anomalous pixels; LOCO also 1 logical
+        # and 2 structural, the saturating pixels of the regions (AD: the regions share set 0).
+        self._kinds = ("good", *TYPES) if loco else ("all",)
+        self._ranks = Ranks(len(self._kinds), 3 if loco else 1)
+        self._regions: list[_Region] = []
+        self._images: list[tuple[str, int, str, float | None, float | None]] = []
+        self._names: set[str] = set()
+        self._unmasked: dict[str, str] = {}
+        self._pixels = {"background": 0, "anomalous": 0}
+        self._shares: list[float] = []  # at pixel_threshold: hit share by region
+        self._confusion = np.zeros(3, np.int64)  # at pixel_threshold: true positive, false positive, false negative
+
+    def add(
+        self,
+        name: str,
+        *,
+        label: int,
+        kind: str,
+        anomaly_map: np.ndarray | None,
+        score: float | None,
+        mask: np.ndarray | None = None,
+        regions: Sequence[Region] = (),
+    ) -> None:
+        """One test image.
+
+        label: 0 good, 1 anomalous. kind: folder name of the image; LOCO: 'good', 'logical_anomalies' or
+        'structural_anomalies'. anomaly_map: [H, W], any real type, higher is more anomalous. score: image score, or
+        None for the maximum of the map. mask: [H, W], > 0 is anomalous (AD). regions: one per ground-truth file (LOCO).
+        Raises MetricError that names the image.
+        """
+        self._check(name, label, kind, anomaly_map, score)
+        peak = None
+        if anomaly_map is not None:
+            scores = exact(f"{name}: the anomaly map", np.asarray(anomaly_map))
+            if scores.ndim != 2 or scores.size == 0:
+                raise MetricError(f"{name}: the anomaly map has shape {scores.shape}; expected [H, W] with pixels")
+            low, peak = float(scores.min()), float(scores.max())
+            if not (math.isfinite(low) and math.isfinite(peak)):
+                raise MetricError(f"{name}: the anomaly map holds NaN or infinite scores")
+            if self.loco:
+                self._add_loco(name, label, kind, scores, regions)
+            else:
+                self._add_ad(name, label, scores, mask)
+        self._names.add(name)
+        self._images.append((name, label, kind, None if score is None else float(score), peak))
+
+    def _check(self, name: str, label: int, kind: str, anomaly_map: Any, score: float | None) -> None:
+        if name in self._names:
+            raise MetricError(f"{name}: this image was added before")
+        if label not in (0, 1):
+            raise MetricError(f"{name}: label {label!r} is neither 0 (good) nor 1 (anomalous)")
+        if self.loco and kind not in self._kinds:
+            raise MetricError(f"{name}: kind {kind!r} is not one of {', '.join(self._kinds)}")
+        if self.loco and (kind == "good") != (label == 0):
+            raise MetricError(f"{name}: label {label} does not fit the kind {kind!r}")
+        if anomaly_map is None and score is None:
+            raise MetricError(f"{name}: neither a map nor a score")
+        if score is not None and not math.isfinite(score):
+            raise MetricError(f"{name}: the image score is {score}")
+        if self._images:
+            first = self._images[0]
+            for what, now, before in (("a map", anomaly_map, first[4]), ("a score", score, first[3])):
+                if (now is None) != (before is None):
+                    a, b = (name, first[0]) if before is None else (first[0], name)
+                    raise MetricError(f"{a} has {what} and {b} has none; give it for all images or for none")
+
+    def _add_ad(self, name: str, label: int, scores: np.ndarray, mask: np.ndarray | None) -> None:
+        if mask is None:
+            if label:
+                self._unmasked.setdefault("all", name)
+            truth = None
+        else:
+            truth = check_mask(name, mask, scores.shape)
+            if not label and truth.any():
+                raise MetricError(f"{name}: a good image with a mask that marks pixels")
+        if truth is None or not truth.any():
+            self._background("all", scores.ravel().copy())
+            self._confuse(scores, None)
+            return
+        numbers, count = components(truth)
+        ids = numbers[truth].astype(np.int32) - 1
+        hits = scores[truth]
+        areas = np.bincount(ids, minlength=count)
+        self._positive(0, hits, ids + np.int32(len(self._regions)))
+        self._pixels["anomalous"] += hits.size
+        for area in areas:
+            self._regions.append(_Region("", "all", int(area), int(area), name))
+        self._background("all", scores[~truth])
+        if self.pixel_threshold is not None:
+            self._shares.extend(np.bincount(ids, weights=hits > self.pixel_threshold, minlength=count) / areas)
+        self._confuse(scores, truth)
+
+    def _add_loco(self, name: str, label: int, kind: str, scores: np.ndarray, regions: Sequence[Region]) -> None:
+        if not label and regions:
+            raise MetricError(f"{name}: a good image with regions")
+        if label and not regions:
+            self._unmasked.setdefault(kind, name)
+        union = np.zeros(scores.shape, bool)
+        for region in regions:
+            truth = check_mask(name, region.mask, scores.shape)
+            area = int(np.count_nonzero(truth))
+            size = saturation_area(name, region, area)
+            hits = scores[truth]
+            if self.pixel_threshold is not None and size:
+                self._shares.append(min(np.count_nonzero(hits > self.pixel_threshold) / size, 1.0))
+            top = hits if size == area else np.partition(hits, area - size - 1)[area - size :]
+            self._positive(self._kinds.index(kind), top.copy(), np.full(size, len(self._regions), np.int32))
+            self._regions.append(_Region(region.name, kind, area, size, name))
+            union |= truth
+        hits = scores[union]
+        self._positive(0, hits, np.zeros(hits.size, np.int32))
+        self._pixels["anomalous"] += hits.size
+        self._background(kind, scores[~union])
+        self._confuse(scores, union)
+
+    def _background(self, kind: str, scores: np.ndarray) -> None:
+        self._pixels["background"] += scores.size
+        if scores.size:
+            self._ranks.add_background(self._kinds.index(kind), scores)
+
+    def _positive(self, which: int, scores: np.ndarray, regions: np.ndarray) -> None:
+        if scores.size:
+            self._ranks.add_positive(which, scores, regions)
+
+    def _confuse(self, scores: np.ndarray, truth: np.ndarray | None) -> None:
+        if self.pixel_threshold is None:
+            return
+        found = scores > self.pixel_threshold
+        true = 0 if truth is None else np.count_nonzero(found & truth)
+        marked = 0 if truth is None else np.count_nonzero(truth)
+        self._confusion += (true, np.count_nonzero(found) - true, marked - true)
+
+    def result(self) -> Scores:
+        """Every metric of the images added. Call once. Raises MetricError without images."""
+        if not self._images:
+            raise MetricError("no image was added")
+        out = Scores()
+        self._image_scores(out)
+        if self._images[0][4] is not None:
+            self._pixel_scores(out)
+        kinds = [kind for _, _, kind, _, _ in self._images]
+        out.facts["images"] = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+        out.facts["pixels"] = dict(self._pixels)
+        out.facts["regions"] = len(self._regions)
+        return out
+
+    # Images
+
+    def _image_scores(self, out: Scores) -> None:
+        labels = np.array([label for _, label, _, _, _ in self._images])
+        kinds = np.array([kind for _, _, kind, _, _ in self._images])
+        own = [score for _, _, _, score, _ in self._images]
+        peak = [score for _, _, _, _, score in self._images]
+        has_own, has_map = own[0] is not None, peak[0] is not None
+        rules = [("", own if has_own else peak)] + ([("@max", peak)] if has_own and has_map else [])
+        for suffix, values in rules:
+            scores = np.array(values, np.float64)
+            pooled, why, curve = image_metrics(labels, scores, curve_points=self.curve_points)
+            for key, value in pooled.items():
+                out.put(key + suffix, value, why.get(key))
+            if curve is not None:
+                out.curves[f"image{suffix}"] = curve
+            if self.loco:
+                self._image_scores_by_type(out, suffix, scores, kinds)
+        if self.threshold is not None:
+            values, why = threshold_metrics(labels, np.array(rules[0][1], np.float64), self.threshold)
+            for key, value in values.items():
+                out.put(key, value, why.get(key))
+
+    def _image_scores_by_type(self, out: Scores, suffix: str, scores: np.ndarray, kinds: np.ndarray) -> None:
+        parts = {}
+        for kind, short in TYPES.items():
+            chosen = (kinds == kind) | (kinds == "good")
+            parts[short], why, _ = image_metrics((kinds == kind)[chosen], scores[chosen])
+            for key, value in parts[short].items():
+                out.put(f"{key}{suffix}/{short}", value, why.get(key))
+        for key in parts["logical"]:
+            _put_mean(out, f"{key}{suffix}", "", parts["logical"][key], parts["structural"][key])
+            out.put(f"{key}{suffix}/pooled", out.metrics[key + suffix], out.undefined.get(key + suffix))
+
+    # Pixels
+
+    def _pixel_scores(self, out: Scores) -> None:
+        sizes = [self._ranks.background_size(i) for i in range(len(self._kinds))]
+        weights = np.array([1.0 / r.saturation if r.saturation else 0.0 for r in self._regions])
+        every = tuple(range(len(self._kinds)))
+        groups = [(0, every)] if not self.loco else [(0, every), (1, (0, 1)), (2, (0, 2))]
+        rates = [
+            Rates(
+                background=sum(sizes[i] for i in sets),
+                positives=self._ranks.positive_size(which),
+                weights=None if self.loco and which == 0 else weights,
+                limits=self.limits,
+                points=self.curve_points,
+            )
+            for which, sets in groups
+        ]
+        for block in self._ranks.blocks():
+            for rate, (which, sets) in zip(rates, groups, strict=True):
+                chosen = list(sets)
+                rate.add(block.greater[chosen].sum(0), block.not_below[chosen].sum(0), *block.positives[which])
+        missing = next(iter(self._unmasked.values()), None)
+        why = None if missing is None else f"no ground truth for the anomalous image {missing}"
+        for key, value in rates[0].pixel_metrics().items():
+            reason = why or rates[0].why()
+            out.put(key, None if reason else value, reason)
+        if self.loco:
+            self._put_auspro(out, rates)
+        else:
+            areas = rates[0].areas
+            for column, limit in enumerate(self.limits):
+                key = f"aupro@{limit:g}"
+                out.put(key, None if why or rates[0].why() else _mean(areas[:, column]), why or rates[0].why())
+        if self.curve_points:
+            self._put_curves(out, rates, why)
+        if self.pixel_threshold is not None:
+            self._put_at_threshold(out, why)
+
+    def _put_auspro(self, out: Scores, rates: list[Rates]) -> None:
+        reasons = {}
+        for row, (kind, short) in enumerate(TYPES.items(), 1):
+            chosen = [i for i, r in enumerate(self._regions) if r.kind == kind]
+            empty = next((self._regions[i].image for i in chosen if self._regions[i].saturation == 0), None)
+            if kind in self._unmasked:
+                reasons[kind] = f"no ground truth for the anomalous image {self._unmasked[kind]}"
+            elif empty is not None:
+                reasons[kind] = f"a region of {empty} has a saturation area of 0 pixels"
+            else:
+                reasons[kind] = rates[row].why(f"{short} ")
+            for column, limit in enumerate(self.limits):
+                value = None if reasons[kind] else _mean(rates[row].areas[chosen, column])
+                out.put(f"auspro@{limit:g}/{short}", value, reasons[kind])
+        for limit in self.limits:
+            key = f"auspro@{limit:g}"
+            _put_mean(out, key, "", out.metrics[f"{key}/logical"], out.metrics[f"{key}/structural"])
+        # A region's area is measured against the background of its own type, so that a type's value is the mean of
+        # its defects' values weighted by their regions.
+        areas = rates[1].areas + rates[2].areas
+        for name in sorted({r.name for r in self._regions}):
+            chosen = [i for i, r in enumerate(self._regions) if r.name == name]
+            reason = next((reasons[self._regions[i].kind] for i in chosen if reasons[self._regions[i].kind]), None)
+            for column, limit in enumerate(self.limits):
+                value = None if reason else _mean(areas[chosen, column])
+                out.put(f"auspro@{limit:g}/defect:{name}", value, reason)
+
+    def _put_curves(self, out: Scores, rates: list[Rates], why: str | None) -> None:
+        names = ["pixel", "spro/logical", "spro/structural"] if self.loco else ["pixel"]
+        for name, rate in zip(names, rates, strict=True):
+            if not (why or rate.why()):
+                out.curves[name] = rate.curve("tpr" if name == "pixel" else "spro", "pro")
+
+    def _put_at_threshold(self, out: Scores, why: str | None) -> None:
+        key = "pixel_spro" if self.loco else "pixel_pro"
+        short = any(r.saturation == 0 for r in self._regions)
+        reason = why or (None if self._shares else "no anomalous region") or (
+            "a region has a saturation area of 0 pixels" if short else None
+        )
+        out.put(key, None if reason else _mean(np.array(self._shares)), reason)
+        total = int(self._confusion.sum())
+        reason = why or (None if total else "no pixel is anomalous or found so")
+        out.put("pixel_iou", None if reason else int(self._confusion[0]) / total, reason)
+
+
+def _mean(values: np.ndarray) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _put_mean(out: Scores, key: str, suffix: str, logical: float | None, structural: float | None) -> None:
+    missing = [name for name, v in (("logical", logical), ("structural", structural)) if v is None]
+    if missing:
+        out.put(f"{key}/mean", None, f"the value for {' and '.join(missing)} is undefined")
+    else:
+        out.put(f"{key}/mean", (logical + structural) / 2)

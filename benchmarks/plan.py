@@ -1,0 +1,178 @@
+"""From names on the command line to the list of jobs: methods, datasets and categories are checked before any work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+from benchmarks.store import Store
+from benchmarks.units import Job, Protocol, Unit, UsageError, config_dict, digest, metric_size
+from datasets.base import Category, DatasetError
+from models import registry
+from models.base import Config, ModelError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags that every job of a run shares."""
+
+    data_root: Path = Path("data")
+    results: Path = Path("results")
+    weights: str = "auto"
+    device: str = "auto"
+    metric_size: str = "original"
+    settings: Mapping[str, str] = field(default_factory=dict)
+    keep_maps: bool = False
+    cache_dir: Path | None = None
+    cache_size: int = 0
+    time_limit: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Jobs in the order in which they run, what is absent from the data root, and what could not be read."""
+
+    jobs: tuple[Job, ...]
+    absent: dict[str, tuple[str, ...]]
+    unreadable: dict[str, str]
+
+    def open(self, store: Store) -> list[Job]:
+        """Jobs without a matching finished record."""
+        return [job for job in self.jobs if not up_to_date(store, job)]
+
+
+def up_to_date(store: Store, job: Job) -> bool:
+    """Whether a finished record matches the job, weights files included."""
+    record = store.load(job)
+    return record is not None and _same_weights(record, job)
+
+
+def _same_weights(record: Mapping, job: Job) -> bool:
+    """False when a weights file of the record now has other content in the weights directory."""
+    if job.weights in ("auto", "none"):
+        return True
+    from models.weights import WeightStore
+
+    store = WeightStore(job.weights)
+    for tag, used in record["weights"].items():
+        if isinstance(used, dict) and (sha := store.sha256(tag)) and sha != used["sha256"]:
+            return False
+    return True
+
+
+def make_plan(
+    methods: Sequence[str],
+    wanted: Sequence[str],
+    options: Options,
+    *,
+    categories: Sequence[str] = (),
+    seeds: Iterable[int] = (0,),
+) -> Plan:
+    """Jobs for every combination, grouped by category so that units can share decoded pictures and features.
+
+    Raises UsageError for unknown methods, presets, fields, datasets and categories.
+    """
+    combinations = []
+    absent: dict[str, tuple[str, ...]] = {}
+    unknown = set(categories)
+    for dataset in wanted:
+        try:
+            found = datasets.find(dataset, options.data_root)
+            missing = datasets.absent(dataset, options.data_root)
+        except DatasetError as error:
+            raise UsageError(str(error)) from error
+        chosen = [c for c in found if not categories or c in categories]
+        unknown -= {*found, *missing}
+        absent[dataset] = tuple(c for c in missing if not categories or c in categories)
+        combinations += [(method, dataset, category) for category in chosen for method in methods]
+    if unknown:
+        known = sorted({c for dataset in wanted for c in datasets.find(dataset, options.data_root)})
+        first = sorted(unknown)[0]
+        raise UsageError(
+            f"unknown category {first!r}{registry.near(first, known)}; under {options.data_root} there are: "
+            f"{', '.join(known) or 'none'}"
+        )
+    return plan_units(combinations, options, seeds, absent)
+
+
+def plan_units(
+    combinations: Iterable[tuple[str, str, str]],
+    options: Options,
+    seeds: Iterable[int] = (0,),
+    absent: Mapping[str, tuple[str, ...]] | None = None,
+) -> Plan:
+    """Jobs for (method spec, dataset, category) triples; a category whose folder cannot be read is reported."""
+    protocol = Protocol(metric_size(options.metric_size))
+    weights = options.weights
+    if weights not in ("auto", "none"):
+        if not Path(weights).is_dir():
+            raise UsageError(f"--weights {weights}: not a directory; give auto, none or a directory of weight files")
+        weights = str(Path(weights).resolve())
+    seeds = list(dict.fromkeys(seeds))
+    configs: dict[str, tuple[str, str, Config, bool]] = {}
+    loaded: dict[tuple[str, str], tuple[Category, str] | str] = {}
+    hashes = _fingerprint_cache(options)
+    jobs = []
+    for spec, dataset, category in dict.fromkeys(combinations):
+        if spec not in configs:
+            configs[spec] = _config(spec, options.settings)
+        if (dataset, category) not in loaded:
+            try:
+                data = datasets.load(dataset, category, options.data_root)
+                loaded[dataset, category] = (data, datasets.fingerprint(data, hashes))
+            except DatasetError as error:
+                loaded[dataset, category] = str(error)
+        data = loaded[dataset, category]
+        if isinstance(data, str):
+            continue
+        method, preset, config, modified = configs[spec]
+        jobs += [
+            Job(
+                unit=Unit(data[0].dataset, category, method, preset, seed), config=config,
+                config_hash=digest([method, config_dict(config)]), modified=modified, fingerprint=data[1],
+                protocol=protocol, data_root=Path(options.data_root).resolve(),
+                results=Path(options.results).resolve(), weights=weights, device=options.device,
+                keep_maps=options.keep_maps, cache_dir=options.cache_dir, cache_size=options.cache_size,
+                time_limit=options.time_limit,
+                settings=_for_method(options.settings, method),
+            )
+            for seed in seeds
+        ]
+    unreadable = {f"{d}/{c}": text for (d, c), text in loaded.items() if isinstance(text, str)}
+    jobs.sort(key=lambda job: (job.unit.dataset, job.unit.category, job.unit.seed, _sharing(job.config)))
+    return Plan(tuple(jobs), dict(absent or {}), unreadable)
+
+
+def _sharing(config: Config) -> str:
+    """Methods on the same backbone, layers and size stand next to each other, so that features are taken once."""
+    return str([getattr(config, name, "") for name in ("backbone", "layers", "resize", "crop")])
+
+
+def _config(spec: str, settings: Mapping[str, str]) -> tuple[str, str, Config, bool]:
+    try:
+        method, preset = registry.parse(spec)
+        plain = registry.config(spec)
+        config = registry.config(spec, _for_method(settings, method))
+    except ModelError as error:
+        raise UsageError(str(error)) from error
+    return method, preset, config, config != plain
+
+
+def _for_method(settings: Mapping[str, str], method: str) -> dict[str, str]:
+    """`field=value` for every method; `method.field=value` for one."""
+    chosen = {k: v for k, v in settings.items() if "." not in k}
+    prefix = f"{method}."
+    return chosen | {k.removeprefix(prefix): v for k, v in settings.items() if k.startswith(prefix)}
+
+
+def _fingerprint_cache(options: Options) -> Path | None:
+    """File that remembers content hashes by path, size and time of change; none when results are read-only."""
+    folder = Path(options.results) / "runs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder / ".fingerprints.json" if os.access(folder, os.W_OK) else None

@@ -1,0 +1,1 @@
+"""Views over records and published numbers: tables, comparisons, figures, HTML."""

@@ -1,0 +1,140 @@
+"""Records ready for views: broken ones named and left out, one per unit, mixed protocols refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Record = Mapping[str, Any]
+
+NEEDED = {
+    "unit": ("method", "preset", "dataset", "category", "seed"),
+    "metrics": (),
+    "protocol": ("metric_version", "metric_size"),
+}
+
+
+class ReportError(ValueError):
+    """Records that cannot stand in one view, or a view that does not exist. The message says what to do."""
+
+
+@dataclass
+class Pool:
+    """Finished records by (method, preset, dataset, category), then by seed.
+
+    left_out: name and reason of records that cannot be used. failed: name and reason of units that failed.
+    """
+
+    units: dict[tuple[str, str, str, str], dict[int, Record]] = field(default_factory=dict)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    failed: dict[tuple[str, str, str, str], list[str]] = field(default_factory=dict)
+    superseded: int = 0
+    rivals: dict[tuple[str, str, str, str], list[Record]] = field(default_factory=dict)  # all, chosen or not
+
+    def get(self, spec: str, dataset: str, category: str) -> dict[int, Record]:
+        """Records by seed for `method@preset`."""
+        method, _, preset = spec.partition("@")
+        return self.units.get((method, preset, dataset, category), {})
+
+    def any(self, dataset: str, category: str) -> dict[int, Record]:
+        """Records of any method on a category: those of the first method by name."""
+        keys = sorted(key for key in self.units if key[2:] == (dataset, category))
+        return self.units[keys[0]] if keys else {}
+
+
+def name_of(record: Any) -> str:
+    """A record's file, or its unit, or what can be said of it."""
+    if isinstance(record, Mapping):
+        if record.get("path"):
+            return str(record["path"])
+        unit = record.get("unit")
+        if isinstance(unit, Mapping):
+            return " ".join(str(unit.get(k, "?")) for k in ("method", "preset", "dataset", "category", "seed"))
+    return f"record {str(record)[:60]!r}"
+
+
+def fault(record: Any) -> str | None:
+    """Why a record cannot be used; None when it can."""
+    if not isinstance(record, Mapping):
+        return "is no JSON object"
+    for part, keys in NEEDED.items():
+        if not isinstance(record.get(part), Mapping):
+            return f"has no {part!r}"
+        if missing := [key for key in keys if key not in record[part]]:
+            return f"{part!r} lacks {', '.join(missing)}"
+    for key, value in record["metrics"].items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            return f"metric {key!r} is {value!r}, not a number"
+    return None
+
+
+def pool(records: Iterable[Any], *, metric_size: str | int | None = None) -> Pool:
+    """Index records. Of several for one unit the one with fewest marks counts, then the newest.
+
+    metric_size: keep only records scored at this size.
+    """
+    found = Pool()
+    for record in records:
+        if why := fault(record):
+            found.left_out.append((name_of(record), why))
+            continue
+        if metric_size is not None and str(record["protocol"]["metric_size"]) != str(metric_size):
+            continue
+        unit = record["unit"]
+        key = (str(unit["method"]), str(unit["preset"]), str(unit["dataset"]), str(unit["category"]))
+        if record.get("status", "ok") != "ok":
+            error = record.get("error") or {}
+            found.failed.setdefault(key, []).append(
+                f"seed {unit['seed']}: {error.get('phase', '?')}: {error.get('message', 'no reason recorded')}"
+            )
+            continue
+        found.rivals.setdefault(key, []).append(record)
+        seeds = found.units.setdefault(key, {})
+        if unit["seed"] in seeds:
+            found.superseded += 1
+            record = min(seeds[unit["seed"]], record, key=_precedence)
+        seeds[unit["seed"]] = record
+    return found
+
+
+def _precedence(record: Record) -> tuple[int, _Newest]:
+    finished = (record.get("environment") or {}).get("finished", "")
+    return len(record.get("marks") or ()), _Newest(str(finished))
+
+
+@dataclass
+class _Newest:
+    time: str
+
+    def __lt__(self, other: _Newest) -> bool:
+        return self.time > other.time
+
+
+def protocol_of(record: Record) -> tuple[str, str]:
+    """(metric version, metric size) as text."""
+    return str(record["protocol"]["metric_version"]), str(record["protocol"]["metric_size"])
+
+
+def size_text(size: str) -> str:
+    """'original' -> 'the size of each picture', and so on."""
+    return {"original": "the original size of each picture", "model": "the network's input size"}.get(
+        size, f"{size} x {size} pixels"
+    )
+
+
+def check_protocols(records: Sequence[Record], mixed: bool) -> list[tuple[str, str]]:
+    """The protocols among records, most used first. Raises ReportError for several unless `mixed`."""
+    counts: dict[tuple[str, str], int] = {}
+    for record in records:
+        counts[protocol_of(record)] = counts.get(protocol_of(record), 0) + 1
+    ordered = sorted(counts, key=lambda p: (-counts[p], p))
+    if len(ordered) > 1 and not mixed:
+        each = "; ".join(
+            f"{counts[p]} with metric version {p[0]}, scored at {size_text(p[1])}" for p in ordered
+        )
+        raise ReportError(
+            f"records of {len(ordered)} protocols cannot stand in one table: {each}. Choose one (metric_size), score "
+            "the units again, or ask for a mixed table, which labels every figure"
+        )
+    return ordered

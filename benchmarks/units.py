@@ -1,0 +1,116 @@
+"""What is planned, run, stored and checked: the unit, the protocol, and the job that carries both to a worker."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from models.base import Config
+
+
+class UsageError(ValueError):
+    """Wrong use: the message names what was wrong and the fix. The command line exits with 2."""
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """Stable short sha256 of a JSON-like value."""
+    text = json.dumps(value, sort_keys=True, default=str, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+@dataclass(frozen=True, order=True)
+class Unit:
+    """One (method preset, dataset, category, seed)."""
+
+    dataset: str
+    category: str
+    method: str
+    preset: str
+    seed: int
+
+    @property
+    def spec(self) -> str:
+        return f"{self.method}@{self.preset}"
+
+    def __str__(self) -> str:
+        return f"{self.spec} {self.dataset}/{self.category} seed {self.seed}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "method": self.method, "preset": self.preset, "dataset": self.dataset,
+            "category": self.category, "seed": self.seed,
+        }
+
+    def path(self, root: Path) -> Path:
+        """Folder-safe place of the unit's records under `root`, without the key and the suffix."""
+        parts = (quote(p, safe=" ()+,@=") for p in (self.dataset, self.category, self.spec))
+        return root.joinpath(*parts, f"seed{self.seed}")
+
+
+def metric_size(text: str) -> str | int:
+    """`original`, `model` or a number of pixels per side, as given to --metric-size."""
+    if text in ("original", "model"):
+        return text
+    if re.fullmatch(r"[1-9]\d{0,4}", text):
+        return int(text)
+    raise UsageError(f"--metric-size {text!r}: use original, model or a number of pixels such as 256")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How scores become numbers."""
+
+    metric_size: str | int = "original"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A unit with all that a worker needs to run it; picklable."""
+
+    unit: Unit
+    config: Config
+    config_hash: str
+    modified: bool  # the config differs from the preset (--set)
+    fingerprint: str
+    protocol: Protocol
+    data_root: Path
+    results: Path
+    weights: str = "auto"  # 'auto', 'none' or a directory
+    device: str = "auto"
+    keep_maps: bool = False
+    cache_dir: Path | None = None
+    cache_size: int = 0
+    time_limit: float = 0.0
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Ten hex digits for everything besides the unit that moves its numbers: settings, data, metrics, weights."""
+        from benchmarks.metrics import VERSION
+
+        trained = "none" if self.weights == "none" else "pretrained"
+        return digest(
+            [self.config_hash, self.fingerprint, VERSION, self.protocol.metric_size, trained], 10
+        )
+
+    def command(self) -> str:
+        """The command that repeats this unit; paths are left for the reader to fill in."""
+        parts = [
+            "python run_benchmark.py run",
+            f"--methods {self.unit.spec}", f"--datasets {self.unit.dataset}",
+            f"--categories {self.unit.category}", f"--seeds {self.unit.seed}",
+            f"--metric-size {self.protocol.metric_size}",
+            "--weights none" if self.weights == "none" else "--weights DIR" if self.weights != "auto" else "",
+            *(f"--set {key}={value}" for key, value in self.settings.items()),
+        ]
+        return " ".join(p for p in parts if p)
+
+
+def config_dict(config: Config) -> dict[str, Any]:
+    """The config as plain JSON values."""
+    return json.loads(json.dumps(asdict(config), default=str))

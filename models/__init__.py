@@ -1,0 +1,1 @@
+"""Detectors: the registry, the base class, weights, and one file per method."""

@@ -1,0 +1,127 @@
+"""Natural pictures that artificial defects are made from: a folder (ImageNet, DTD), or the ones scikit-image ships."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from models.base import ModelError
+
+EMBEDDED = "embedded"
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+CACHE_BYTES = 512 * 2**20  # decoded pictures kept in memory; the rest is decoded at every draw
+
+# scikit-image's own pictures that need no download; each is cut into ten, the whole and a 3x3 raster of half-size crops
+EMBEDDED_NAMES = (
+    "astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "hubble_deep_field",
+    "immunohistochemistry", "moon", "page", "retina", "rocket",
+)
+
+
+class Textures:
+    """Draws natural pictures of one size.
+
+    source: a folder, searched with its subfolders; or 'embedded' for scikit-image's pictures.
+    size: (height, width) that every picture is resized to, aspect ratio not kept.
+
+    Raises ModelError when there is no source, the folder is missing, or nothing in it can be read. Grey pictures count
+    with three equal channels; unreadable files are skipped and listed in `unreadable`.
+    """
+
+    def __init__(self, source: str | None, size: tuple[int, int]) -> None:
+        if not source:
+            raise ModelError(
+                "no natural pictures to make artificial defects from: set `textures` to a folder of pictures (ImageNet "
+                f"as in RB-AE, or the DTD textures as in DRAEM), or to '{EMBEDDED}' for the few that scikit-image ships"
+            )
+        self.size = size
+        self.unreadable: list[str] = []
+        self._cache: dict[int, Tensor] = {}
+        self._cache_items = CACHE_BYTES // (3 * size[0] * size[1])
+        if source == EMBEDDED:
+            self.name = EMBEDDED
+            self._load: list[tuple[str, Callable[[], np.ndarray]]] = [
+                (f"{name}/{part}", lambda name=name, part=part: _embedded(name, part))
+                for name in EMBEDDED_NAMES for part in range(10)
+            ]
+            return
+        folder = Path(source).expanduser()
+        if not folder.is_dir():
+            raise ModelError(f"textures: no folder {folder}; give a folder of natural pictures, or '{EMBEDDED}'")
+        self.name = folder.resolve().name
+        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        if not files:
+            raise ModelError(f"textures: no picture ({', '.join(sorted(SUFFIXES))}) under {folder}")
+        self._load = [(str(path.relative_to(folder)), lambda path=path: _decode(path)) for path in files]
+
+    def __len__(self) -> int:
+        """How many pictures the source lists."""
+        return len(self._load)
+
+    def draw(self, count: int, generator: Generator) -> Tensor:
+        """`count` pictures, uniformly with repetition: float32 [count, 3, H, W] in [0, 1] on the CPU.
+
+        A file that cannot be read is dropped and another is drawn.
+        """
+        pictures: list[Tensor] = []
+        while len(pictures) < count:
+            index = int(torch.randint(len(self._load), (1,), generator=generator))
+            picture = self._picture(index)
+            if picture is not None:
+                pictures.append(picture)
+        return torch.stack(pictures).float().div_(255)
+
+    def _picture(self, index: int) -> Tensor | None:
+        if index in self._cache:
+            return self._cache[index]
+        name, load = self._load[index]
+        try:
+            array = load()
+        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for broken files
+            if name not in self.unreadable:
+                self.unreadable.append(name)
+            if len(self.unreadable) == len(self._load):
+                raise ModelError(f"textures: none of the {len(self._load)} pictures of {self.name} can be read; "
+                                 f"the last: {name}: {error}") from error
+            return None
+        picture = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)[None].float()
+        picture = F.interpolate(picture, self.size, mode="bilinear", align_corners=False, antialias=True)[0]
+        picture = picture.round_().clamp_(0, 255).to(torch.uint8)
+        if len(self._cache) < self._cache_items:
+            self._cache[index] = picture
+        return picture
+
+    def describe(self) -> dict[str, object]:
+        """For the record: the source's name, how many pictures, a hash of their names, and what could not be read."""
+        names = hashlib.sha256("\n".join(name for name, _ in self._load).encode()).hexdigest()[:16]
+        return {
+            "source": self.name, "pictures": len(self._load), "names_sha256": names, "unreadable": self.unreadable[:20],
+        }
+
+
+def _decode(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def _embedded(name: str, part: int) -> np.ndarray:
+    """The whole of a scikit-image picture (part 0) or one of nine overlapping crops of half its sides; uint8 RGB."""
+    import skimage.data
+
+    array = getattr(skimage.data, name)()
+    if array.ndim == 2:
+        array = np.repeat(array[..., None], 3, axis=2)
+    if part:
+        height, width = array.shape[:2]
+        row, column = divmod(part - 1, 3)
+        top, left = row * height // 4, column * width // 4
+        array = array[top : top + height // 2, left : left + width // 2]
+    return array[..., :3]

@@ -1,0 +1,219 @@
+"""Pretrained weights by exact tag (`wide_resnet50_2.tv_in1k`): a directory, the library caches, or a download.
+
+The default weights behind an architecture's bare name change with library versions, so presets always pin a tag.
+Partial files (a trunk without its last stage) are accepted exactly when every key asked for is in them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.base import ModelError
+
+SUFFIXES = (".pth", ".pt", ".safetensors")
+IGNORED = "num_batches_tracked"  # a counter of batch norm that inference never reads; older files lack it
+TORCHVISION = {"tv_in1k": "IMAGENET1K_V1", "tv2_in1k": "IMAGENET1K_V2"}
+
+
+class WeightsError(ModelError):
+    """Weights missing, unreadable or of other shapes. The message names the file, the key, and what to put where."""
+
+
+class WeightStore:
+    """Finds weights by tag and remembers what it gave.
+
+    mode: 'auto' searches the caches of torch hub and Hugging Face and then downloads; 'none' gives None for every tag
+        (the method runs untrained); anything else is a directory that is searched with its subfolders.
+    urls: tag -> address, tried before the libraries' own addresses in mode 'auto' (a mirror, file:// included).
+    used: tag -> {'sha256': full hex, 'file': base name} or 'untrained', filled by every `load`.
+    """
+
+    def __init__(self, mode: str | Path, urls: Mapping[str, str] | None = None) -> None:
+        self.mode = str(mode)
+        self.urls = dict(urls or {})
+        self.used: dict[str, dict[str, str] | str] = {}
+        self.directory = None if self.mode in ("auto", "none") else Path(mode)
+        if self.directory is not None and not self.directory.is_dir():
+            raise WeightsError(f"weights directory {self.directory} does not exist; give a directory, 'auto' or 'none'")
+
+    def load(self, tag: str, needed: Iterable[str] | None = None) -> dict[str, Tensor] | None:
+        """The tensors of `tag` under their torchvision/timm key names, or None in mode 'none'.
+
+        With `needed` only those keys are returned, and a file without one of them is passed over.
+        Raises WeightsError when there is no such file or none that can be used.
+        """
+        if self.mode == "none":
+            self.used[tag] = "untrained"
+            return None
+        keys = None if needed is None else list(needed)
+        lacking: list[str] = []
+        for path in self._files(tag):
+            state = read(path)
+            missing = [key for key in keys or () if key not in state]
+            if missing:
+                lacking.append(f"{path.name} lacks {len(missing)} of {len(keys or ())} keys, first {missing[0]!r}")
+                continue
+            self.used[tag] = {"sha256": _sha256(path, path.stat().st_mtime_ns), "file": path.name}
+            return state if keys is None else {key: state[key] for key in keys}
+        raise WeightsError(self._not_found(tag, lacking))
+
+    def _files(self, tag: str) -> Iterator[Path]:
+        """Candidate files, best first; in mode 'auto' the download comes last."""
+        if self.directory is not None:
+            yield from _in_directory(self.directory, tag)
+        else:
+            yield from _cached(tag, self.urls.get(tag))
+            path = _download(tag, self.urls.get(tag))
+            if path is not None:
+                yield path
+
+    def _not_found(self, tag: str, lacking: list[str]) -> str:
+        names = f"{tag}.pth, {tag}.pt or {tag}.safetensors (a partial file: {tag}.<anything>.pth)"
+        if self.directory is not None:
+            if lacking:
+                return f"weights {tag!r} in {self.directory}: {'; '.join(lacking)}; put a complete file there: {names}"
+            return f"weights {tag!r} not found in {self.directory}; put one of these there: {names}"
+        found = f" ({'; '.join(lacking)})" if lacking else ""
+        return (
+            f"weights {tag!r} not in the caches of torch hub and Hugging Face and not to be downloaded{found}; "
+            f"put {names} in a directory and give it as --weights DIR, or run untrained with --weights none"
+        )
+
+
+def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy `state` into `module`, whose every key must be there with its own shape; further keys are ignored.
+
+    source: tag or file, for the message. Raises WeightsError naming the key (and both shapes when they differ).
+    """
+    own = module.state_dict()
+    for key, tensor in own.items():
+        if key.endswith(IGNORED):
+            continue
+        if key not in state:
+            raise WeightsError(f"weights {source!r} have no key {key!r}")
+        if state[key].shape != tensor.shape:
+            raise WeightsError(
+                f"weights {source!r}: {key!r} has shape {tuple(state[key].shape)}, the network needs "
+                f"{tuple(tensor.shape)}; the file belongs to another architecture or variant"
+            )
+    module.load_state_dict({key: state.get(key, tensor) for key, tensor in own.items()})
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .pth, .pt or .safetensors file by key, on the CPU; no code of the file is run.
+
+    Raises WeightsError naming the file when it is cut short, not a weights file, or holds something else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle, safetensors and OS errors alike
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise WeightsError(f"{path} cannot be read as weights (cut short or another format): {reason}") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsError(f"{path} holds no dict of tensors; save the network's state_dict there")
+    return dict(state)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, mtime_ns: int) -> str:
+    """Full hash of a file; `mtime_ns` makes a changed file hash anew."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _in_directory(directory: Path, tag: str) -> list[Path]:
+    """`<tag>.pth`, then `<tag>.<anything>.pth`, then `<tag>/model.safetensors`, then torchvision's own file name."""
+    files = sorted(p for p in directory.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+    exact = [p for p in files if p.stem == tag]
+    partial = [p for p in files if p.name.startswith(f"{tag}.") and p not in exact]
+    folder = [p for p in files if p.parent.name == tag and p not in exact + partial]
+    if not exact + partial + folder and (url := _torchvision_url(tag)):
+        return [p for p in files if p.name == _file_name(url)]
+    return exact + partial + folder
+
+
+def _cached(tag: str, url: str | None) -> Iterator[Path]:
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    for address in (url, _torchvision_url(tag)):
+        if address and (path := folder / _file_name(address)).is_file():
+            yield path
+    yield from (path for suffix in SUFFIXES if (path := folder / f"{tag}{suffix}").is_file())
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        found = try_to_load_from_cache(f"timm/{tag}", name) if _is_timm(tag) else None
+        if isinstance(found, str):
+            yield Path(found)
+
+
+def _download(tag: str, url: str | None) -> Path | None:
+    """Fetch from `url`, torchvision, or Hugging Face's timm; None when there is no source or none can be reached."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    for address in filter(None, (url, _torchvision_url(tag))):
+        path = folder / _file_name(address)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # torchvision's file names end in the first hex digits of their hash; a mirror's may not
+            torch.hub.download_url_to_file(address, str(path), progress=False)
+            return _verified(path)
+        except OSError:  # no network, not found, a full disk: the next source, then the message
+            continue
+    if not _is_timm(tag):
+        return None
+    from huggingface_hub import hf_hub_download
+
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        try:
+            return Path(hf_hub_download(f"timm/{tag}", name, etag_timeout=10))
+        except Exception:  # the client raises its own errors, httpx's and OSError
+            continue
+    return None
+
+
+def _verified(path: Path) -> Path:
+    """Compare a downloaded file with the hash in its name (`resnet18-f37072fd.pth`), where there is one."""
+    expected = path.stem.rpartition("-")[2]
+    if len(expected) >= 8 and all(c in "0123456789abcdef" for c in expected):
+        digest = _sha256(path, path.stat().st_mtime_ns)
+        if not digest.startswith(expected):
+            path.unlink()
+            raise WeightsError(f"download of {path.name} has SHA-256 {digest[:8]}..., not {expected}...; try again")
+    return path
+
+
+def _file_name(url: str) -> str:
+    return url.rstrip("/").rpartition("/")[2].partition("?")[0]
+
+
+def _torchvision_url(tag: str) -> str | None:
+    """torchvision's address of a `<name>.tv_in1k` or `<name>.tv2_in1k` tag."""
+    name, _, variant = tag.partition(".")
+    if variant not in TORCHVISION:
+        return None
+    from torchvision.models import get_model_weights
+
+    try:
+        return get_model_weights(name)[TORCHVISION[variant]].url
+    except (ValueError, KeyError):
+        return None
+
+
+def _is_timm(tag: str) -> bool:
+    import timm
+
+    return timm.is_model(tag.partition(".")[0])
