@@ -1,1 +1,72 @@
-"""Data: MVTec AD, MVTec LOCO AD, folders of own classes, the demo set, download and decode cache."""
+"""Data: MVTec AD, MVTec LOCO AD, folders of own classes, the demo sets, download and decode cache.
+
+A dataset is named by a public name (`mvtec_ad`, `mvtec_loco`), by the name of a folder under the data root, or by a
+small YAML file. Light on purpose: other libraries look for a package called `datasets` and may import this one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PUBLIC = ("mvtec_ad", "mvtec_loco")
+
+
+def names(data_root: Path | None = None) -> list[str]:
+    """The public datasets, and every folder under the data root that holds categories."""
+    from datasets.layouts import folders, is_category
+
+    found = list(PUBLIC)
+    if data_root is not None and Path(data_root).is_dir():
+        found += [
+            folder.name for folder in folders(Path(data_root))
+            if folder.name not in found and any(is_category(c) for c in folders(folder))
+        ]
+    return found
+
+
+def find(dataset: str, data_root: Path) -> dict[str, Path]:
+    """{category: folder} of a dataset, in name order. Raises DatasetError that names what was looked for."""
+    from datasets.sources import source
+
+    return dict(source(dataset, Path(data_root)).categories)
+
+
+def absent(dataset: str, data_root: Path) -> tuple[str, ...]:
+    """Official categories of a public dataset that are not under the data root."""
+    from datasets.catalog import OFFICIAL
+
+    return tuple(c for c in OFFICIAL.get(dataset, {}) if c not in find(dataset, data_root))
+
+
+def load(dataset: str, category: str, data_root: Path):
+    """The `Category` of a dataset: its samples by split, with notes on departures from the official data."""
+    from dataclasses import replace
+
+    from datasets.base import DatasetError
+    from datasets.catalog import departures
+    from datasets.images import picture_size
+    from datasets.layouts import scan
+    from datasets.sources import near, source
+
+    found = source(dataset, Path(data_root))
+    if category not in found.categories:
+        raise DatasetError(
+            f"{found.name} has no category {category!r} under {found.root}{near(category, found.categories)}; "
+            f"it has {', '.join(found.categories)}"
+        )
+    scanned = scan(found.name, category, found.categories[category])
+    return replace(scanned, notes=departures(scanned, picture_size(scanned.train[0].path)))
+
+
+def truth(category, sample, size: tuple[int, int]):
+    """Ground truth of an anomalous test picture; see `datasets.layouts.truth`."""
+    from datasets.layouts import truth as read
+
+    return read(category, sample, size)
+
+
+def fingerprint(category, memory: Path | None = None) -> str:
+    """sha256 over a category's files; see `datasets.layouts.fingerprint`."""
+    from datasets.layouts import fingerprint as compute
+
+    return compute(category, memory)

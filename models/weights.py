@@ -162,26 +162,20 @@ def _cached(tag: str, url: str | None) -> Iterator[Path]:
 
 
 def _download(tag: str, url: str | None) -> Path | None:
-    """Fetch from `url`, torchvision, or Hugging Face's timm; None when there is no source or none can be reached."""
+    """Fetch from `url`, torchvision, or timm's place on Hugging Face; None when none of them can be had."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    for address in filter(None, (url, _torchvision_url(tag))):
-        path = folder / _file_name(address)
+    sources = [(address, _file_name(address)) for address in (url, _torchvision_url(tag)) if address]
+    if _is_timm(tag):
+        from huggingface_hub import hf_hub_url
+
+        sources.append((hf_hub_url(f"timm/{tag}", "model.safetensors"), f"{tag}.safetensors"))
+    for address, name in sources:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # torchvision's file names end in the first hex digits of their hash; a mirror's may not
-            torch.hub.download_url_to_file(address, str(path), progress=False)
-            return _verified(path)
+            torch.hub.download_url_to_file(address, str(folder / name), progress=False)
         except OSError:  # no network, not found, a full disk: the next source, then the message
             continue
-    if not _is_timm(tag):
-        return None
-    from huggingface_hub import hf_hub_download
-
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        try:
-            return Path(hf_hub_download(f"timm/{tag}", name, etag_timeout=10))
-        except Exception:  # the client raises its own errors, httpx's and OSError
-            continue
+        return _verified(folder / name)
     return None
 
 

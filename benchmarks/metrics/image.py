@@ -9,6 +9,21 @@ from benchmarks.metrics.rates import Rates
 
 
 def image_metrics(
+    labels: np.ndarray, scores: np.ndarray, threshold: float | None = None
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Metrics of scores [n] with labels [n] (0 good, 1 anomalous), None where undefined, and the reasons for that.
+
+    Keys `image_auroc`, `image_ap`, `image_f1max`; with a threshold also those of `threshold_metrics`.
+    Raises MetricError for labels and scores that do not fit together, NaN or infinite scores.
+    """
+    values, why, _ = rank_metrics(labels, scores)
+    if threshold is not None:
+        more, reasons = threshold_metrics(labels, scores, threshold)
+        values, why = values | more, why | reasons
+    return values, why
+
+
+def rank_metrics(
     labels: np.ndarray, scores: np.ndarray, curve_points: int = 0
 ) -> tuple[dict[str, float | None], dict[str, str], dict[str, np.ndarray] | None]:
     """AUROC, AP and F1-max of scores [n] with labels [n] (0 good, 1 anomalous), reasons for None, and the ROC curve.
@@ -18,10 +33,8 @@ def image_metrics(
     labels, scores = check(labels, scores)
     rates = _rates(labels, scores, curve_points)
     reason = rates.why(unit="image")
-    values = {key.replace("pixel", "image"): value for key, value in rates.pixel_metrics().items()}
-    if reason:
-        return dict.fromkeys(values), dict.fromkeys(values, reason), None
-    return values, {}, rates.curve("tpr") if curve_points else None
+    values = rates.metrics("image")
+    return values, dict.fromkeys(values, reason) if reason else {}, rates.curve()
 
 
 def threshold_metrics(
@@ -29,7 +42,7 @@ def threshold_metrics(
 ) -> tuple[dict[str, float | None], dict[str, str]]:
     """accuracy, tpr, tnr, f1 when a score strictly greater than the threshold means anomalous; reasons for None."""
     labels, scores = check(labels, scores)
-    found = scores > threshold
+    found = scores > np.float64(threshold)  # NumPy would round a Python float to float32 beside float32 scores
     anomalous, good = int(labels.sum()), int((~labels).sum())
     hits, alarms = int((found & labels).sum()), int((found & ~labels).sum())
     values: dict[str, float | None] = dict.fromkeys(("accuracy", "tpr", "tnr", "f1"))
@@ -64,13 +77,11 @@ def check(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _rates(labels: np.ndarray, scores: np.ndarray, curve_points: int = 0) -> Rates:
-    ranks = Ranks(1, 1)
+    ranks = Ranks(1, [[0]])
     positive, background = scores[labels], scores[~labels]
-    if background.size:
-        ranks.add_background(0, background)
-    if positive.size:
-        ranks.add_positive(0, positive, np.zeros(positive.size, np.int32))
-    rates = Rates(background.size, positive.size, None, (), curve_points)
-    for block in ranks.blocks():
-        rates.add(block.greater[0], block.not_below[0], *block.positives[0])
+    ranks.add_background(0, background)
+    ranks.add_positive(0, positive, np.zeros(positive.size, np.int32))
+    rates = Rates(background.size, positive.size, None, (), points=curve_points)
+    for _, block in ranks.blocks():
+        rates.add(block)
     return rates

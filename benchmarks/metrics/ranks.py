@@ -4,9 +4,11 @@ Background scores (defect-free pixels) and positive scores (pixels of regions) c
 serves sets that share background (LOCO: good + logical, good + structural). Every area, AP and F1-max follows from two
 integers per distinct positive score: the background scores greater than it and those not below it.
 
-Scores are sorted in chunks while they come in. At the end, values picked from the chunks cut the whole range into
-buckets of about BUCKET scores; a bucket gathers its slice of every chunk and is sorted and matched on its own. Time per
-score therefore hardly grows with their number, chunks can lie on disk, and nothing is ever merged into one big array.
+Scores are compared as the integers that their bits are, put in order. Pieces that fit a processor's cache are parted by
+leading digits (a radix sort of 16-bit numbers), a bucket gathers its slice of every piece, and within a bucket the
+background is counted by key; only where that would take more counters than scores, the few scores that share a counter
+with a positive one are sorted. Time per score therefore does not grow with their number, the pieces can lie on disk,
+and nothing is ever brought together in one big array.
 """
 
 from __future__ import annotations
@@ -14,16 +16,17 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-CHUNK = 1 << 22  # scores sorted at a time
-BUCKET = 1 << 20  # scores matched at a time
-SAMPLE = BUCKET >> 8  # one score in so many is a candidate for a border between buckets
+CHUNK = 1 << 22  # scores kept in one array, in memory or in a file
+PIECE = 1 << 16  # scores parted at a time
+BUCKET = 1 << 20  # scores matched at a time, at least; for many scores up to 4 times that
+DIGITS = 14  # bits by which scores are parted
 WORKERS = max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
 
 
@@ -49,33 +52,37 @@ class Block:
 
 
 @dataclass
-class _Chunk:
-    """Sorted scores, with a region each if they are positives."""
+class _Piece:
+    """Scores or keys, with a region each if they are positives."""
 
-    scores: np.ndarray
+    keys: np.ndarray
     regions: np.ndarray | None
+
+    def cut(self, start: int, stop: int) -> _Piece:
+        return _Piece(self.keys[start:stop], None if self.regions is None else self.regions[start:stop])
+
+
+@dataclass
+class _Bucket:
+    """All scores in one range of keys: pieces by set, background sets first. above: background scores beyond it."""
+
+    pieces: list[list[_Piece]]
+    low: int
+    high: int
+    above: list[int] = field(default_factory=list)
+
+    def sizes(self) -> list[int]:
+        return [sum(p.keys.size for p in held) for held in self.pieces]
 
 
 class _Set:
     """Scores of one set: full chunks, and the one being filled."""
 
-    def __init__(self, regions: bool) -> None:
-        self.has_regions = regions
-        self.chunks: list[_Chunk | Future[_Chunk]] = []
+    def __init__(self) -> None:
+        self.chunks: list[_Piece] = []
         self.size = 0
         self.used = 0
-        self.scores = np.empty(0, np.float32)
-        self.regions: np.ndarray | None = None
-
-    def start(self, dtype: np.dtype) -> None:
-        self.scores = np.empty(CHUNK, dtype)  # pages that are never written cost nothing
-        self.regions = np.empty(CHUNK, np.int32) if self.has_regions else None
-        self.used = 0
-
-    def take(self) -> _Chunk:
-        chunk = _Chunk(self.scores[: self.used], None if self.regions is None else self.regions[: self.used])
-        self.scores, self.used = np.empty(0, np.float32), 0
-        return chunk
+        self.open = _Piece(np.empty(0, np.float32), None)
 
 
 class Ranks:
@@ -83,7 +90,8 @@ class Ranks:
 
     backgrounds: number of background sets. against: for each positive set, the background sets that it is held
     against. memory_limit: bytes of scores to keep in memory, None for all; the rest lies in files below `scratch`
-    (None: the system's folder for temporary files). Beyond the limit, work in progress takes about 80 MB per thread.
+    (None: the system's folder for temporary files). Beyond the limit, each set takes a chunk of 16 MB (float64: 32 MB,
+    positives twice that), and matching about 150 MB per thread.
     """
 
     def __init__(
@@ -94,22 +102,21 @@ class Ranks:
         scratch: Path | None = None,
     ) -> None:
         self._against = [tuple(sets) for sets in against]
-        self._background = [_Set(regions=False) for _ in range(backgrounds)]
-        self._positive = [_Set(regions=True) for _ in against]
+        self._background = [_Set() for _ in range(backgrounds)]
+        self._positive = [_Set() for _ in against]
         self._limit, self._scratch = memory_limit, scratch
         self._held = 0
+        self._range = [np.inf, -np.inf]
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._pool: ThreadPoolExecutor | None = None
-        self._running: deque[Future[_Chunk]] = deque()
-        self._samples: list[np.ndarray] = []
 
     def add_background(self, which: int, scores: np.ndarray) -> None:
         """scores: float32 or float64 [n], finite; copied."""
-        self._add(self._background[which], scores, None)
+        self._add(self._background[which], _Piece(scores, None))
 
     def add_positive(self, which: int, scores: np.ndarray, regions: np.ndarray) -> None:
         """scores: float32 or float64 [n], finite; regions: int32 [n], from 0; both copied."""
-        self._add(self._positive[which], scores, regions)
+        self._add(self._positive[which], _Piece(scores, regions))
 
     def background_size(self, which: int) -> int:
         """Background scores that positive set `which` is held against."""
@@ -118,198 +125,248 @@ class Ranks:
     def positive_size(self, which: int) -> int:
         return self._positive[which].size
 
-    def _add(self, into: _Set, scores: np.ndarray, regions: np.ndarray | None) -> None:
-        into.size += scores.size
-        start = 0
-        while start < scores.size:
-            if into.used == into.scores.size or into.scores.dtype != scores.dtype:
-                if into.used:
-                    self._flush(into)
-                into.start(scores.dtype)
-            count = min(scores.size - start, into.scores.size - into.used)
-            into.scores[into.used : into.used + count] = scores[start : start + count]
-            if into.regions is not None and regions is not None:
-                into.regions[into.used : into.used + count] = regions[start : start + count]
-            into.used += count
-            start += count
-
-    def _flush(self, into: _Set) -> None:
-        """Has a thread sort the filled chunk, and store it where it belongs."""
-        chunk = into.take()
-        size = chunk.scores.nbytes + (0 if chunk.regions is None else chunk.regions.nbytes)
-        spill = self._limit is not None and self._held + size > self._limit
-        if not spill:
-            self._held += size
-        while len(self._running) >= WORKERS:
-            self._running.popleft().result()
-        job = self._workers().submit(self._sort, chunk, self._path() if spill else None)
-        self._running.append(job)
-        into.chunks.append(job)
-
-    def _sort(self, chunk: _Chunk, path: Path | None) -> _Chunk:
-        if chunk.regions is None:
-            chunk.scores.sort()
-        else:
-            order = np.argsort(chunk.scores)
-            chunk = _Chunk(chunk.scores[order], chunk.regions[order])
-        self._samples.append(chunk.scores[SAMPLE // 2 :: SAMPLE].copy())
-        if path is None:
-            return chunk
-        return _Chunk(_to_disk(chunk.scores, path), None if chunk.regions is None else _to_disk(chunk.regions, path))
-
-    def _workers(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(WORKERS, "ranks")
-        return self._pool
-
-    def _path(self) -> Path:
-        if self._folder is None:
-            if self._scratch is not None:
-                self._scratch.mkdir(parents=True, exist_ok=True)
-            self._folder = tempfile.TemporaryDirectory(prefix="ranks-", dir=self._scratch)
-        return Path(self._folder.name)
-
     def close(self) -> None:
         """Ends the threads and removes the files; what was added is gone."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+            self._pool = None
         for held in (*self._background, *self._positive):
             held.chunks.clear()
         if self._folder is not None:
             self._folder.cleanup()
-
-    # Matching
+            self._folder = None
 
     def blocks(self) -> Iterator[tuple[int, Block]]:
         """Blocks with their positive set, per set from the highest scores to the lowest; then the scores are gone."""
         try:
-            yield from self._blocks()
+            for found in self._ordered(self._match, self._buckets()):
+                yield from found
         finally:
             self.close()
 
-    def _blocks(self) -> Iterator[tuple[int, Block]]:
+    # Keeping
+
+    def _add(self, into: _Set, scores: _Piece) -> None:
+        size, start = scores.keys.size, 0
+        if not size:
+            return
+        into.size += size
+        self._range = [min(self._range[0], float(scores.keys.min())), max(self._range[1], float(scores.keys.max()))]
+        while start < size:
+            if into.used == into.open.keys.size or into.open.keys.dtype != scores.keys.dtype:
+                self._flush(into)
+                regions = None if scores.regions is None else np.empty(CHUNK, np.int32)
+                into.open = _Piece(np.empty(CHUNK, scores.keys.dtype), regions)  # unwritten pages cost nothing
+            count = min(size - start, into.open.keys.size - into.used)
+            part, room = scores.cut(start, start + count), into.open.cut(into.used, into.used + count)
+            room.keys[:] = part.keys
+            if room.regions is not None:
+                room.regions[:] = part.regions
+            into.used += count
+            start += count
+
+    def _flush(self, into: _Set) -> None:
+        """Puts the chunk being filled to the full ones, in memory or on disk."""
+        if not into.used:
+            return
+        chunk = into.open.cut(0, into.used)
+        size = chunk.keys.nbytes + (0 if chunk.regions is None else chunk.regions.nbytes)
+        if self._limit is not None and self._held + size > self._limit:
+            regions = None if chunk.regions is None else self._to_disk(chunk.regions)
+            chunk = _Piece(self._to_disk(chunk.keys), regions)
+        else:
+            self._held += size
+        into.chunks.append(chunk)
+        into.open, into.used = _Piece(np.empty(0, np.float32), None), 0
+
+    def _to_disk(self, values: np.ndarray) -> np.ndarray:
+        """The same values in a file, read and written where they are used."""
+        if self._folder is None:
+            if self._scratch is not None:
+                self._scratch.mkdir(parents=True, exist_ok=True)
+            self._folder = tempfile.TemporaryDirectory(prefix="ranks-", dir=self._scratch)
+        with tempfile.NamedTemporaryFile(dir=self._folder.name, delete=False) as file:
+            values.tofile(file)
+        return np.memmap(file.name, values.dtype, "r+", shape=values.shape)
+
+    # Parting
+
+    def _buckets(self) -> Iterator[_Bucket]:
+        """Buckets with positives, from the highest range to the lowest."""
         sets = (*self._background, *self._positive)
         for held in sets:
-            if held.used:
-                if held.chunks or held.size > BUCKET:
-                    self._flush(held)
-                else:
-                    held.chunks.append(self._sort(held.take(), None))
-        chunks = [[c.result() if isinstance(c, Future) else c for c in held.chunks] for held in sets]
-        edges = self._edges(sum(held.size for held in sets))
-        cuts = [[_cut(chunk.scores, edges) for chunk in group] for group in chunks]
-        above = [_above(group, len(edges) + 1) for group in cuts]
+            self._flush(held)
+        total = sum(held.size for held in sets)
+        if not total:
+            return
+        dtype = np.result_type(*(chunk.keys.dtype for held in sets for chunk in held.chunks))
+        pieces = [[] for _ in sets]
+        for row, held in zip(pieces, sets, strict=True):
+            for chunk in held.chunks:
+                if chunk.keys.dtype != dtype:
+                    chunk.keys = chunk.keys.astype(dtype)
+                for start in range(0, chunk.keys.size, PIECE):
+                    row.append(chunk.cut(start, start + PIECE))
+        list(self._mapped(_encode, [piece for row in pieces for piece in row]))
+        for row in pieces:
+            for piece in row:
+                piece.keys = piece.keys.view(f"u{dtype.itemsize}")
+        ends = _Piece(np.array(self._range, dtype), None)
+        _encode(ends)
+        low, high = (int(key) for key in ends.keys.view(f"u{dtype.itemsize}"))
+        above = [0] * len(self._background)
+        for bucket in self._parted(_Bucket(pieces, low, high), max(BUCKET, min(total // 64, 4 * BUCKET))):
+            sizes = bucket.sizes()[: len(above)]
+            bucket.above = above
+            above = [a + b for a, b in zip(above, sizes, strict=True)]
+            if any(bucket.pieces[len(above) :]):
+                yield bucket
+
+    def _parted(self, whole: _Bucket, most: int) -> Iterator[_Bucket]:
+        """The bucket in parts of about `most` scores, or of one value, in descending order."""
+        if whole.low == whole.high or sum(whole.sizes()) <= 2 * most:
+            yield whole
+            return
+        shift = max(0, (whole.high - whole.low).bit_length() - DIGITS)
+        every = [piece for held in whole.pieces for piece in held]
+        histograms = self._mapped(lambda piece: _part(piece, whole.low, shift), every)
+        counts = np.zeros(1 << DIGITS, np.int64)
+        for histogram in histograms:
+            counts += histogram
+        group = (np.cumsum(counts) - counts) // most
+        large = counts > most
+        new = np.flatnonzero((np.diff(group) != 0) | large[1:] | large[:-1]) + 1
+        new = new[new <= (whole.high - whole.low) >> shift]
+        edges = [whole.low, *(whole.low + (int(cell) << shift) for cell in new), whole.high + 1]
+        inner = np.array(edges[1:-1], every[0].keys.dtype)
+        # keys are in the order of their cells, so positions of cell borders can be searched for
+        cuts = [[[0, *np.searchsorted(p.keys, inner).tolist(), p.keys.size] for p in held] for held in whole.pieces]
+        for i in range(len(edges) - 2, -1, -1):
+            pieces = [
+                [p.cut(q[i], q[i + 1]) for p, q in zip(held, rows, strict=True) if q[i] < q[i + 1]]
+                for held, rows in zip(whole.pieces, cuts, strict=True)
+            ]
+            if any(pieces):
+                yield from self._parted(_Bucket(pieces, edges[i], edges[i + 1] - 1), most)
+
+    # Matching
+
+    def _match(self, bucket: _Bucket) -> list[tuple[int, Block]]:
         n = len(self._background)
+        positives = [(which, held) for which, held in enumerate(bucket.pieces[n:]) if held]
+        if bucket.low == bucket.high:
+            return [(which, self._tied(bucket, which, held)) for which, held in positives]
+        sets = [_ascending(held) for _, held in positives]
+        every = sets[0][0] if len(sets) == 1 else np.unique(np.concatenate([distinct for distinct, _, _ in sets]))
+        positions: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        out = []
+        for (which, _), (distinct, index, regions) in zip(positives, sets, strict=True):
+            at = np.searchsorted(every, distinct)
+            greater = np.zeros(distinct.size, np.int64)
+            not_below = np.zeros(distinct.size, np.int64)
+            for i in self._against[which]:
+                if i not in positions:
+                    positions[i] = _positions(bucket.pieces[i], every)
+                greater += positions[i][0][at] + bucket.above[i]
+                not_below += positions[i][1][at] + bucket.above[i]
+            out.append((which, Block(greater, not_below, index, regions, np.broadcast_to(np.int64(1), index.shape))))
+        return out
 
-        def match(bucket: int) -> list[tuple[int, Block]]:
-            single = 0 < bucket < len(edges) and edges[bucket - 1][0] == edges[bucket][0]
-            ready: dict[int, np.ndarray] = {}
+    def _tied(self, bucket: _Bucket, which: int, held: list[_Piece]) -> Block:
+        """All scores of the bucket are one value, so that nothing need be gathered."""
+        sizes = bucket.sizes()
+        greater = sum(bucket.above[i] for i in self._against[which])
+        not_below = greater + sum(sizes[i] for i in self._against[which])
+        size = 1 + max(int(p.regions.max()) for p in held)
+        counts = sum((np.bincount(p.regions, minlength=size) for p in held), np.zeros(size, np.int64))
+        regions = np.flatnonzero(counts).astype(np.int32)
+        index = np.zeros(regions.size, np.int64)
+        return Block(np.array([greater]), np.array([not_below]), index, regions, counts[regions])
 
-            def background(i: int) -> np.ndarray:
-                if i not in ready:
-                    ready[i] = _sorted([c.scores[q[bucket] : q[bucket + 1]] for c, q in zip(chunks[i], cuts[i], strict=True)])
-                return ready[i]
+    # Threads
 
-            out = []
-            for which, against in enumerate(self._against):
-                parts = [
-                    _Chunk(c.scores[q[bucket] : q[bucket + 1]], c.regions[q[bucket] : q[bucket + 1]])
-                    for c, q in zip(chunks[n + which], cuts[n + which], strict=True)
-                    if q[bucket] < q[bucket + 1]
-                ]
-                if not parts:
-                    continue
-                if single:
-                    first = sum(int(above[i][bucket]) for i in against)
-                    last = sum(int(above[i][bucket - 1]) for i in against)
-                    out.append((which, _tied(parts, first, last)))
-                else:
-                    sorted_sets = [(background(i), int(above[i][bucket])) for i in against]
-                    out.append((which, _matched(parts, sorted_sets)))
-            return out
-
-        order = range(len(edges), -1, -1)
-        for found in self._ordered(match, order) if len(edges) > 1 else map(match, order):
-            yield from found
-
-    def _ordered(self, work: Callable[[int], list], items: Sequence[int]) -> Iterator[list]:
-        """Results in order, a few at a time so that they do not pile up."""
+    def _ordered(self, work: Callable, items: Iterable) -> Iterator:
+        """Results in order, a few at a time so that they do not pile up. One item needs no threads."""
         waiting: deque[Future] = deque()
+        items = iter(items)
+        first, second = next(items, None), next(items, None)
+        if second is None:
+            if first is not None:
+                yield work(first)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(WORKERS, "ranks")
+        for item in (first, second):
+            waiting.append(self._pool.submit(work, item))
         for item in items:
-            waiting.append(self._workers().submit(work, item))
-            if len(waiting) > 2 * WORKERS:
+            waiting.append(self._pool.submit(work, item))
+            if len(waiting) > WORKERS + 1:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
-    def _edges(self, size: int) -> list[tuple[float, str]]:
-        """Borders between buckets in ascending order: (value, side of `searchsorted`).
-
-        A value that fills buckets by itself gets one of its own, which need not be gathered.
-        """
-        picked = np.sort(np.concatenate(self._samples)) if self._samples else np.empty(0)
-        if size <= 2 * BUCKET or picked.size == 0:
-            return []
-        values, times = np.unique(picked[BUCKET // SAMPLE // 2 :: BUCKET // SAMPLE], return_counts=True)
-        edges = []
-        for value, count in zip(values, times, strict=True):
-            edges.append((value, "left"))
-            if count > 1:
-                edges.append((value, "right"))
-        return edges
+    def _mapped(self, work: Callable, items: Sequence) -> Iterator:
+        """Results in order, items in batches so that threads are worth it."""
+        size = max(1, min(64, len(items) // (2 * WORKERS)))
+        batches = [items[i : i + size] for i in range(0, len(items), size)]
+        for results in self._ordered(lambda batch: [work(item) for item in batch], batches):
+            yield from results
 
 
-def _cut(scores: np.ndarray, edges: list[tuple[float, str]]) -> np.ndarray:
-    inner = [int(np.searchsorted(scores, value, side=side)) for value, side in edges]
-    return np.array([0, *inner, scores.size])
+def _encode(piece: _Piece) -> None:
+    """Turns scores, in place, into bits that as unsigned integers are in the order of the scores."""
+    values = piece.keys
+    values += 0  # -0.0 becomes 0.0
+    bits = values.view(f"i{values.dtype.itemsize}")
+    width = 8 * values.dtype.itemsize
+    sign = bits >> (width - 1)
+    sign |= np.array(1, bits.dtype) << (width - 1)
+    bits ^= sign
 
 
-def _above(cuts: list[np.ndarray], buckets: int) -> np.ndarray:
-    """int64 [buckets]: scores in higher buckets."""
-    inside = sum((np.diff(q) for q in cuts), np.zeros(buckets, np.int64))
-    return np.cumsum(inside[::-1])[::-1] - inside
+def _part(piece: _Piece, low: int, shift: int) -> np.ndarray:
+    """Puts a piece in the order of its cells, (key - low) >> shift; returns the number of keys by cell."""
+    keys = piece.keys
+    cells = ((keys - keys.dtype.type(low)) >> keys.dtype.type(shift)).astype(np.uint16)
+    order = np.argsort(cells, kind="stable")
+    keys[:] = keys[order]
+    if piece.regions is not None:
+        piece.regions[:] = piece.regions[order]
+    return np.bincount(cells, minlength=1 << DIGITS)
 
 
-def _sorted(runs: list[np.ndarray]) -> np.ndarray:
-    if len(runs) == 1:
-        return np.asarray(runs[0])
-    scores = np.concatenate(runs) if runs else np.empty(0, np.float32)
-    scores.sort(kind="stable")  # merges the sorted runs
-    return scores
+def _ascending(held: list[_Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct keys, and for each key of the pieces in ascending order its index among them, and its region."""
+    keys = np.concatenate([p.keys for p in held])
+    regions = np.concatenate([p.regions for p in held])
+    order = np.argsort(keys)
+    keys, regions = keys[order], regions[order]
+    first = np.ones(keys.size, bool)
+    np.not_equal(keys[1:], keys[:-1], out=first[1:])
+    return keys[first], np.cumsum(first) - 1, regions
 
 
-def _matched(parts: list[_Chunk], backgrounds: list[tuple[np.ndarray, int]]) -> Block:
-    scores = np.concatenate([p.scores for p in parts])
-    regions = np.concatenate([p.regions for p in parts])
-    if len(parts) > 1:
-        order = np.argsort(scores, kind="stable")
-        scores, regions = scores[order], regions[order]
-    new = np.flatnonzero(scores[1:] != scores[:-1]) + 1
-    distinct = scores[np.concatenate(([0], new))]
-    index = np.zeros(scores.size, np.int64)
-    index[new] = 1
-    greater = np.zeros(distinct.size, np.int64)
-    not_below = np.zeros(distinct.size, np.int64)
-    for held, above in backgrounds:
-        greater += above + held.size - np.searchsorted(held, distinct, side="right")
-        not_below += above + held.size - np.searchsorted(held, distinct, side="left")
-    return Block(greater, not_below, np.cumsum(index), regions, np.ones(scores.size, np.int64))
-
-
-def _tied(parts: list[_Chunk], greater: int, not_below: int) -> Block:
-    """All scores are one value."""
-    size = 1 + max(int(p.regions.max()) for p in parts)
-    counts = sum((np.bincount(p.regions, minlength=size) for p in parts), np.zeros(size, np.int64))
-    regions = np.flatnonzero(counts).astype(np.int32)
-    index = np.zeros(regions.size, np.int64)
-    return Block(np.array([greater]), np.array([not_below]), index, regions, counts[regions])
-
-
-def _to_disk(values: np.ndarray, folder: Path) -> np.ndarray:
-    """The same values, read from a file when they are used."""
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-        values.tofile(file)
-    return np.memmap(file.name, values.dtype, "r", shape=values.shape)
+def _positions(held: list[_Piece], wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [n] each: keys of the pieces > and >= the wanted ones, which ascend."""
+    if not held:
+        return np.zeros(wanted.size, np.int64), np.zeros(wanted.size, np.int64)
+    keys = np.concatenate([p.keys for p in held])
+    low, high = min(int(keys.min()), int(wanted[0])), max(int(keys.max()), int(wanted[-1]))
+    shift = 0
+    while (high - low) >> shift > max(keys.size, 64):
+        shift += 1
+    cells = ((keys - keys.dtype.type(low)) >> keys.dtype.type(shift)).astype(np.int64)
+    at = ((wanted - keys.dtype.type(low)) >> keys.dtype.type(shift)).astype(np.int64)
+    counts = np.bincount(cells, minlength=((high - low) >> shift) + 1)
+    if not shift:  # a cell is a key
+        not_below = np.cumsum(counts[::-1])[::-1]
+        return not_below[at] - counts[at], not_below[at]
+    doubtful = np.zeros(counts.size, bool)
+    doubtful[at] = True
+    rest = np.sort(keys[doubtful[cells]])
+    counts[doubtful] = 0
+    above = np.cumsum(counts[::-1])[::-1][at] + rest.size
+    return above - np.searchsorted(rest, wanted, side="right"), above - np.searchsorted(rest, wanted, side="left")
 
 
 def exact(what: str, values: np.ndarray) -> np.ndarray:
@@ -319,15 +376,13 @@ def exact(what: str, values: np.ndarray) -> np.ndarray:
         return values
     if np.can_cast(dtype, np.float32) or dtype == np.bool_:
         return values.astype(np.float32)
-    if np.can_cast(dtype, np.float64, "safe") and dtype.kind == "f" or dtype in (np.int32, np.uint32):
-        return values.astype(np.float64)
     if dtype.kind in "iu":
-        if values.size and (values.max() > 2**53 or values.min() < -(2**53)):
+        if dtype.itemsize > 4 and values.size and (values.max() > 2**53 or values.min() < -(2**53)):
             raise MetricError(f"{what} holds integers beyond 2**53, which float64 cannot tell apart; rescale it")
         return values.astype(np.float64)
-    if dtype.kind == "f":
+    if dtype.kind == "f":  # other byte orders, long double
         exact = values.astype(np.float64)
-        if not np.array_equal(exact, values):
+        if not np.array_equal(exact, values, equal_nan=True):
             raise MetricError(f"{what} is {dtype} and does not fit into float64; convert it first")
         return exact
     raise MetricError(f"{what} has type {dtype}; expected real numbers")

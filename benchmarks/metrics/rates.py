@@ -14,7 +14,8 @@ class Rates:
     """Sums up the blocks of one positive set.
 
     background, positives: numbers of scores. saturation: int64 [regions], pixels of each region that make its full
-    overlap, or None if only pixel metrics are wanted. limits: FPR limits of the areas. points: for a curve.
+    overlap, or None if only pixel metrics are wanted. limits: FPR limits of the areas. regions: those of this set (the
+    mean of a curve). points: > 0 for a curve.
 
     A pixel with a background scores above it and b not below it (a < b only for ties) raises the overlap of its region
     by 1 / saturation along the straight line from FPR a/N to b/N. The area below this ramp up to FPR l/N is 0 for
@@ -28,20 +29,21 @@ class Rates:
         positives: int,
         saturation: np.ndarray | None,
         limits: Sequence[float],
+        regions: int = 0,
         points: int = 0,
     ) -> None:
         self.background, self.positives, self.saturation = background, positives, saturation
         self._ends = [limit * background for limit in limits]
-        regions = 0 if saturation is None else saturation.size
+        shape = (0 if saturation is None else saturation.size, len(self._ends))
         # By region and limit: pixels with b <= l, their sums of a + b, and the share of the tie that l cuts.
-        self._full = np.zeros((regions, len(self._ends)), np.int64)
-        self._sums = np.zeros((regions, len(self._ends)), np.int64)
-        self._cut = np.zeros((regions, len(self._ends)))
+        self._full = np.zeros(shape, np.int64)
+        self._sums = np.zeros(shape, np.int64)
+        self._cut = np.zeros(shape)
         self._wrong = 0  # sum over positives of a + b: twice the pairs in the wrong order
         self._found = 0  # positives in blocks so far
         self._precision = 0.0
         self._f1max = 0.0
-        self._curve = Curve(points) if points else None
+        self._curve = Curve(points, background, positives, regions) if points and background and positives else None
 
     def add(self, block: Block) -> None:
         """The next block, with lower scores than those before."""
@@ -61,7 +63,7 @@ class Rates:
             if self.saturation is not None:
                 share = block.counts / np.maximum(self.saturation, 1)[block.regions]
                 overlap = np.bincount(block.index, weights=share)
-            self._curve.add(block, found, overlap)
+            self._curve.add(block.greater, block.not_below, found, overlap)
 
     def _add_areas(self, block: Block, pairs: np.ndarray) -> None:
         size = self.saturation.size
@@ -114,7 +116,9 @@ class Rates:
             f"{prefix}_f1max": self._f1max,
         }
 
-    def curve(self) -> dict[str, np.ndarray]:
-        """FPR with TPR, and with the mean overlap if there are regions; see `Curve.result`."""
-        regions = 0 if self.saturation is None else int(np.count_nonzero(self._full[:, -1:].sum(1) >= 0))
-        return self._curve.result(self.background, self.positives, regions)
+    def curve(self, overlap: str | None = None) -> dict[str, np.ndarray] | None:
+        """float64 arrays `fpr`, `tpr`, and the mean overlap of the regions under the name given; None if undefined."""
+        if self._curve is None:
+            return None
+        fpr, tpr, mean = self._curve.result()
+        return {"fpr": fpr, "tpr": tpr} | ({overlap: mean} if overlap else {})

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.metrics.image import image_metrics, threshold_metrics
+from benchmarks.metrics.image import rank_metrics, threshold_metrics
 from benchmarks.metrics.ranks import MetricError, Ranks, exact
 from benchmarks.metrics.rates import Rates
 from benchmarks.metrics.regions import Region, check_mask, components, saturation_area
@@ -81,7 +81,8 @@ class Scorer:
         # Background sets: LOCO good, logical, structural. Positive sets: 0 all anomalous pixels; LOCO also 1 logical
         # and 2 structural, the saturating pixels of the regions (AD: the regions share set 0).
         self._kinds = ("good", *TYPES) if loco else ("all",)
-        self._ranks = Ranks(len(self._kinds), 3 if loco else 1)
+        against = [(0, 1, 2), (0, 1), (0, 2)] if loco else [(0,)]
+        self._ranks = Ranks(len(self._kinds), against, memory_limit, scratch)
         self._regions: list[_Region] = []
         self._images: list[tuple[str, int, str, float | None, float | None]] = []
         self._names: set[str] = set()
@@ -235,7 +236,7 @@ class Scorer:
         rules = [("", own if has_own else peak)] + ([("@max", peak)] if has_own and has_map else [])
         for suffix, values in rules:
             scores = np.array(values, np.float64)
-            pooled, why, curve = image_metrics(labels, scores, curve_points=self.curve_points)
+            pooled, why, curve = rank_metrics(labels, scores, curve_points=self.curve_points)
             for key, value in pooled.items():
                 out.put(key + suffix, value, why.get(key))
             if curve is not None:
@@ -251,53 +252,52 @@ class Scorer:
         parts = {}
         for kind, short in TYPES.items():
             chosen = (kinds == kind) | (kinds == "good")
-            parts[short], why, _ = image_metrics((kinds == kind)[chosen], scores[chosen])
+            parts[short], why, _ = rank_metrics((kinds == kind)[chosen], scores[chosen])
             for key, value in parts[short].items():
                 out.put(f"{key}{suffix}/{short}", value, why.get(key))
         for key in parts["logical"]:
-            _put_mean(out, f"{key}{suffix}", "", parts["logical"][key], parts["structural"][key])
+            _put_mean(out, f"{key}{suffix}", parts["logical"][key], parts["structural"][key])
             out.put(f"{key}{suffix}/pooled", out.metrics[key + suffix], out.undefined.get(key + suffix))
 
     # Pixels
 
     def _pixel_scores(self, out: Scores) -> None:
-        sizes = [self._ranks.background_size(i) for i in range(len(self._kinds))]
-        weights = np.array([1.0 / r.saturation if r.saturation else 0.0 for r in self._regions])
-        every = tuple(range(len(self._kinds)))
-        groups = [(0, every)] if not self.loco else [(0, every), (1, (0, 1)), (2, (0, 2))]
+        saturation = np.array([r.saturation for r in self._regions], np.int64)
+        kinds = [r.kind for r in self._regions]
         rates = [
             Rates(
-                background=sum(sizes[i] for i in sets),
-                positives=self._ranks.positive_size(which),
-                weights=None if self.loco and which == 0 else weights,
+                self._ranks.background_size(which),
+                self._ranks.positive_size(which),
+                saturation=None if self.loco and which == 0 else saturation,
                 limits=self.limits,
+                regions=kinds.count(self._kinds[which]),
                 points=self.curve_points,
             )
-            for which, sets in groups
+            for which in range(3 if self.loco else 1)
         ]
-        for block in self._ranks.blocks():
-            for rate, (which, sets) in zip(rates, groups, strict=True):
-                chosen = list(sets)
-                rate.add(block.greater[chosen].sum(0), block.not_below[chosen].sum(0), *block.positives[which])
+        for which, block in self._ranks.blocks():
+            rates[which].add(block)
         missing = next(iter(self._unmasked.values()), None)
         why = None if missing is None else f"no ground truth for the anomalous image {missing}"
-        for key, value in rates[0].pixel_metrics().items():
+        for key, value in rates[0].metrics("pixel").items():
             reason = why or rates[0].why()
             out.put(key, None if reason else value, reason)
+        reasons = [why]
         if self.loco:
-            self._put_auspro(out, rates)
+            reasons += self._put_auspro(out, rates).values()
         else:
             areas = rates[0].areas
             for column, limit in enumerate(self.limits):
                 key = f"aupro@{limit:g}"
                 out.put(key, None if why or rates[0].why() else _mean(areas[:, column]), why or rates[0].why())
         if self.curve_points:
-            self._put_curves(out, rates, why)
+            self._put_curves(out, rates, reasons)
         if self.pixel_threshold is not None:
             self._put_at_threshold(out, why)
 
-    def _put_auspro(self, out: Scores, rates: list[Rates]) -> None:
-        reasons = {}
+    def _put_auspro(self, out: Scores, rates: list[Rates]) -> dict[str, str | None]:
+        """Returns by type why it is undefined."""
+        reasons: dict[str, str | None] = {}
         for row, (kind, short) in enumerate(TYPES.items(), 1):
             chosen = [i for i, r in enumerate(self._regions) if r.kind == kind]
             empty = next((self._regions[i].image for i in chosen if self._regions[i].saturation == 0), None)
@@ -312,7 +312,7 @@ class Scorer:
                 out.put(f"auspro@{limit:g}/{short}", value, reasons[kind])
         for limit in self.limits:
             key = f"auspro@{limit:g}"
-            _put_mean(out, key, "", out.metrics[f"{key}/logical"], out.metrics[f"{key}/structural"])
+            _put_mean(out, key, out.metrics[f"{key}/logical"], out.metrics[f"{key}/structural"])
         # A region's area is measured against the background of its own type, so that a type's value is the mean of
         # its defects' values weighted by their regions.
         areas = rates[1].areas + rates[2].areas
@@ -322,12 +322,14 @@ class Scorer:
             for column, limit in enumerate(self.limits):
                 value = None if reason else _mean(areas[chosen, column])
                 out.put(f"auspro@{limit:g}/defect:{name}", value, reason)
+        return reasons
 
-    def _put_curves(self, out: Scores, rates: list[Rates], why: str | None) -> None:
-        names = ["pixel", "spro/logical", "spro/structural"] if self.loco else ["pixel"]
-        for name, rate in zip(names, rates, strict=True):
-            if not (why or rate.why()):
-                out.curves[name] = rate.curve("tpr" if name == "pixel" else "spro", "pro")
+    def _put_curves(self, out: Scores, rates: list[Rates], reasons: list[str | None]) -> None:
+        names = [("pixel", None), ("logical", "spro"), ("structural", "spro")] if self.loco else [("pixel", "pro")]
+        for (name, overlap), rate, reason in zip(names, rates, reasons, strict=True):
+            curve = None if reason else rate.curve(overlap)
+            if curve is not None:
+                out.curves[name] = curve
 
     def _put_at_threshold(self, out: Scores, why: str | None) -> None:
         key = "pixel_spro" if self.loco else "pixel_pro"
@@ -345,7 +347,7 @@ def _mean(values: np.ndarray) -> float:
     return math.fsum(values) / len(values)
 
 
-def _put_mean(out: Scores, key: str, suffix: str, logical: float | None, structural: float | None) -> None:
+def _put_mean(out: Scores, key: str, logical: float | None, structural: float | None) -> None:
     missing = [name for name, v in (("logical", logical), ("structural", structural)) if v is None]
     if missing:
         out.put(f"{key}/mean", None, f"the value for {' and '.join(missing)} is undefined")

@@ -14,6 +14,11 @@ from typing import Any
 
 import yaml
 
+ANY = "*"
+"""As a line's method: measured from the records of any method."""
+WHATEVER = "?"
+"""As a line's method: one line for each method that has records."""
+
 FOLDER = Path(__file__).resolve().parents[1] / "suites"
 
 
@@ -25,10 +30,11 @@ class SuiteError(ValueError):
 class Line:
     """One row or column, and what it contributes to its cells (None: the other axis or the table says it).
 
-    key: its name among the published numbers. categories: one, or those that a mean is taken over. metrics: one, or those
-    that a mean is taken over. method: `name@preset` that measures it, `*` for any. reference: a method of
+    key: its name among the published numbers. categories: one, or those that a mean is taken over. metrics:
+    likewise. method: `name@preset` that measures it, ANY or WHATEVER. reference: a method of
     other_methods.csv whose figures stand as published. ticks: module flags to print. rank: False leaves the line out
-    of best and second marks. minus: overrides whose value is subtracted (a drop between two datasets).
+    of best and second marks. minus: what it says instead for a value to be subtracted
+    (a drop between two datasets).
     partial: this line averages over the categories that are present, and says over how many.
     """
 
@@ -45,7 +51,7 @@ class Line:
     unit: str | None = None
     digits: int | None = None
     lower: bool = False
-    minus: Mapping[str, Any] | None = None
+    minus: Line | None = None
     partial: bool = False
 
 
@@ -73,6 +79,11 @@ class TableSpec:
     seeds: int = 1
     notes: tuple[str, ...] = ()
 
+    @property
+    def id(self) -> str:
+        """'II', as printed."""
+        return self.name
+
 
 @dataclass(frozen=True)
 class Need:
@@ -97,14 +108,15 @@ class Suite:
     paper: str
     title: str
     source: str
-    tables: Mapping[str, TableSpec]
+    tables: tuple[TableSpec, ...]
     quick: Mapping[str, str | None]
 
     def table(self, name: str) -> TableSpec:
         """The named table; SuiteError names the known ones."""
-        if name not in self.tables:
-            raise SuiteError(f"{self.paper} has no table {name!r}; it has {', '.join(self.tables)}")
-        return self.tables[name]
+        for table in self.tables:
+            if table.name == name:
+                return table
+        raise SuiteError(f"{self.paper} has no table {name!r}; it has {', '.join(t.name for t in self.tables)}")
 
 
 def names() -> list[str]:
@@ -112,9 +124,9 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def all() -> dict[str, Suite]:
-    """Every suite by paper."""
-    return {name: load(name) for name in names()}
+def all() -> list[Suite]:
+    """Every suite, by paper."""
+    return [load(name) for name in names()]
 
 
 @cache
@@ -130,17 +142,18 @@ def load(paper: str) -> Suite:
         raise SuiteError(f"{path.name}: {type(error).__name__}: {error}") from error
 
 
-def units(paper: str, table: str, quick: bool = False) -> list[tuple[str, str, str]]:
-    """(method@preset, dataset, category) of every unit that a table is measured from, in table order, once each."""
+def units(paper: str, table: str | None = None, quick: bool = False) -> list[tuple[str, str, str]]:
+    """(method@preset, dataset, category) of every unit that a table is measured from, in table order, once each.
+
+    Without a table those of all tables of the paper.
+    """
     suite = load(paper)
-    spec = suite.table(table)
     found: dict[tuple[str, str, str], None] = {}
-    for row in spec.rows:
-        for column in spec.columns:
-            for need in needs(spec, row, column):
-                method = suite.quick.get(need.method, need.method) if quick and need.method else need.method
-                if method and method != "*":
-                    found |= dict.fromkeys((method, need.dataset, category) for category in need.categories)
+    for spec in suite.tables if table is None else [suite.table(table)]:
+        for need in (n for row in spec.rows for column in spec.columns for n in needs(spec, row, column)):
+            method = suite.quick.get(need.method, need.method) if quick and need.method else need.method
+            if method and method not in (ANY, WHATEVER):
+                found |= dict.fromkeys((method, need.dataset, category) for category in need.categories)
     return list(found)
 
 
@@ -150,9 +163,8 @@ def needs(spec: TableSpec, row: Line, column: Line) -> list[Need]:
     first = _need(spec, row, column)
     if not minus:
         return [first]
-    override = _line({"key": "", **minus}, {}, False)
     return [first, replace(first, **{
-        key: value for key in ("dataset", "categories", "metrics") if (value := getattr(override, key)) is not None
+        key: value for key in ("dataset", "categories", "metrics") if (value := getattr(minus, key)) is not None
     })]
 
 
@@ -169,7 +181,7 @@ def _need(spec: TableSpec, row: Line, column: Line) -> Need:
 
 def _suite(paper: str, raw: Mapping[str, Any]) -> Suite:
     sets = {name: tuple(members) for name, members in raw.get("sets", {}).items()}
-    tables = {}
+    tables = []
     for name, table in raw["tables"].items():
         known = {f.name for f in fields(TableSpec)}
         if unknown := set(table) - known:
@@ -181,13 +193,16 @@ def _suite(paper: str, raw: Mapping[str, Any]) -> Suite:
             "columns": tuple(_lines(table["columns"], sets, columns_are_methods)),
             "notes": tuple(table.get("notes", ())),
         }
-        tables[str(name)] = TableSpec(paper=paper, name=str(name), **{k: v for k, v in given.items() if k != "paper"})
-    return Suite(paper, raw["title"], raw["source"], tables, raw.get("quick") or {})
+        tables.append(TableSpec(paper=paper, name=str(name), **given))
+    return Suite(paper, raw["title"], raw["source"], tuple(tables), raw.get("quick") or {})
 
 
 def _lines(raw: Sequence[Any], sets: Mapping[str, tuple[str, ...]], methods: bool) -> Iterator[Line]:
-    """Lines of an axis. `{group: ..., lines: [...]}` passes its other keys on to its lines; `{groups: [...], lines}`
-    repeats the lines for every category or set named."""
+    """Lines of an axis.
+
+    `{group: ..., lines: [...]}` passes its other keys on to its lines; `{groups: [...], lines: [...]}` repeats the
+    lines for every category or set named; `lines: auto` stands for every method that has records.
+    """
     for item in raw:
         if not isinstance(item, dict) or "lines" not in item:
             yield _line(item, sets, methods)
@@ -197,7 +212,8 @@ def _lines(raw: Sequence[Any], sets: Mapping[str, tuple[str, ...]], methods: boo
             inherited = shared if name is None else {
                 **shared, "group": _label(name), "category": name, "group_key": name,
             }
-            for line in item["lines"]:
+            lines = [{"key": "methods", "method": WHATEVER}] if item["lines"] == "auto" else item["lines"]
+            for line in lines:
                 yield _line(
                     {**inherited, **(line if isinstance(line, dict) else {"key": line})}, sets, methods
                 )
@@ -212,12 +228,14 @@ def _line(item: Any, sets: Mapping[str, tuple[str, ...]], methods: bool) -> Line
     key = str(item.pop("key", item.get("label", name)))
     if name is not None:
         key = key.replace("{category}", name)
-    if category is None and not methods and (key in sets or metric is None and "method" not in item):
+    if category is None and not methods and (key in sets or (metric is None and "method" not in item)):
         category = key
     if category is not None and "categories" not in item:
         item["categories"] = sets.get(category, (category,))
     if metric is not None:
         item["metrics"] = [metric]
+    if "minus" in item:
+        item["minus"] = _line({"key": "", **item["minus"]}, sets, False)
     for plural in ("categories", "metrics"):
         if plural in item:
             item[plural] = tuple(item[plural])

@@ -109,7 +109,7 @@ def _decode(path: Path) -> np.ndarray:
     from PIL import Image
 
     with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+        return np.array(picture.convert("RGB"))
 
 
 def _embedded(name: str, part: int) -> np.ndarray:

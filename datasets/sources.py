@@ -1,0 +1,111 @@
+"""From a dataset's name, or a small YAML file, to the folders of its categories."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets.base import DatasetError
+from datasets.catalog import OFFICIAL
+from datasets.layouts import folders, is_category
+
+YAML_KEYS = {"name", "root", "categories"}
+
+
+class Source(NamedTuple):
+    """A dataset's name, the folder that holds its categories, and the categories' own folders."""
+
+    name: str
+    root: Path
+    categories: dict[str, Path]
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """', did you mean ...?' for the closest known words, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f", did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+
+
+def source(dataset: str, data_root: Path) -> Source:
+    """Find a dataset below a data root, or through a YAML file.
+
+    A public dataset lies at `<data-root>/<name>/<category>`, or the data root itself holds its categories.
+    Raises DatasetError naming what was looked for.
+    """
+    if dataset.endswith((".yaml", ".yml")):
+        return _from_yaml(Path(dataset))
+    if not data_root.is_dir():
+        raise DatasetError(
+            f"--data-root {data_root}: no such folder; it should hold {dataset}/<category>/train/good, or the "
+            "categories themselves"
+        )
+    if not dataset or dataset != Path(dataset).name or dataset in (".", ".."):
+        raise DatasetError(f"{dataset!r} is no dataset name; use mvtec_ad, mvtec_loco, a folder's name or a YAML file")
+    inside = data_root / dataset
+    if inside.is_dir():
+        found = _categories(inside, OFFICIAL.get(dataset))
+        if found:
+            return Source(dataset, inside, found)
+        seen = ", ".join(f.name for f in folders(inside)[:5]) or "no folders"
+        raise DatasetError(
+            f"{inside}: no category there; looked for {inside}/<category>/train/good and found {seen}"
+        )
+    official = OFFICIAL.get(dataset)
+    if official:
+        found = _categories(data_root, official)
+        if found:
+            return Source(dataset, data_root, found)
+        raise DatasetError(
+            f"{dataset} is not under {data_root}: looked for {inside}/<category>/train/good and for "
+            f"{data_root}/{next(iter(official))}/train/good and its sisters; `run_benchmark.py download {dataset} "
+            f"--data-root {data_root}` fetches it"
+        )
+    known = [*OFFICIAL, *(f.name for f in folders(data_root))]
+    raise DatasetError(
+        f"unknown dataset {dataset!r}{near(dataset, known)}; it is neither mvtec_ad nor mvtec_loco, and {inside} is no "
+        "folder"
+    )
+
+
+def _categories(root: Path, official: dict | None) -> dict[str, Path]:
+    """Folders that look like categories; for a public dataset only its own names."""
+    return {
+        f.name: f for f in folders(root) if is_category(f) and (official is None or f.name in official)
+    }
+
+
+def _from_yaml(path: Path) -> Source:
+    import yaml
+
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such file; it should name a dataset: name, root, categories") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+        raise DatasetError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(raw, dict) or not isinstance(raw.get("name"), str) or not isinstance(raw.get("root"), str):
+        raise DatasetError(f"{path}: needs the texts `name:` and `root:`")
+    unknown = sorted(str(k) for k in set(raw) - YAML_KEYS)
+    if unknown:
+        hint = near(unknown[0], YAML_KEYS)
+        raise DatasetError(f"{path}: unknown key {unknown[0]!r}{hint}; keys: name, root, categories")
+    name, root = raw["name"], Path(raw["root"])
+    if name in OFFICIAL or not name or name != Path(name).name or name in (".", ".."):
+        raise DatasetError(f"{path}: name {name!r} is taken or no plain word; give your dataset a name of its own")
+    root = root if root.is_absolute() else path.parent / root
+    if not root.is_dir():
+        raise DatasetError(f"{path}: root {root} is no folder; it should hold <category>/train/good")
+    found = _categories(root, None)
+    wanted = raw.get("categories")
+    if wanted is not None:
+        if not isinstance(wanted, list) or not all(isinstance(c, str) for c in wanted):
+            raise DatasetError(f"{path}: categories must be a list of folder names")
+        for category in wanted:
+            if category not in found:
+                raise DatasetError(f"{path}: no category {category!r} under {root}{near(category, found)}")
+        found = {c: found[c] for c in wanted}
+    if not found:
+        raise DatasetError(f"{path}: no category under {root}; looked for {root}/<category>/train/good")
+    return Source(name, root, found)

@@ -1,0 +1,195 @@
+"""SimpleNet: noise on adapted features of normal pictures teaches a small discriminator what normal is.
+
+Liu et al., SimpleNet: A Simple Network for Image Anomaly Detection and Localization, CVPR 2023. Settings as in the
+paper's section 4.1 and the run script of the authors' code (github.com/DonaldRR/SimpleNet); where the two differ the
+code is followed, and the field says so. The authors' code keeps the best of 40 evaluations on the test set; here it
+is the last epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
+
+from models.base import Config, Context, Detector, Images, ModelError, Prediction, Progress, no_progress
+from models.features import backbone, extract
+from models.nn.preprocess import Preprocess
+from models.nn.training import key_of, train
+from models.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimpleNetConfig(Config):
+    """Defaults are the paper's."""
+
+    backbone: str = "wide_resnet50_2.tv_in1k"  # 4.1
+    layers: tuple[str, ...] = ("layer2", "layer3")  # 4.1
+    resize: int = 329  # code
+    crop: int | None = 288  # code; the paper's text says 256 and 224
+    patch: int = 3  # neighbourhood, 3.2
+    dimension: int = 1536  # 4.1, of the features and of the adapter
+    hidden: int = 1024  # code, width of the discriminator
+    noise_std: float = 0.015  # 3.3, 4.1
+    margin: float = 0.5  # 3.4, th+ and th-
+    epochs: int = 160  # 4.1; in the code 40 evaluations of 4 epochs each
+    train_batch: int = 8  # code; the paper's text says 4
+    lr: float = 2e-4  # 4.1, discriminator, Adam with weight decay 1e-5
+    adapter_lr: float = 1e-4  # 4.1, AdamW
+    sigma: float = 4.0  # of the Gaussian that smooths the map, 3.5
+    keep_gb: float = 8.0  # training features stay in memory up to this size; beyond it they are computed anew
+
+    def __post_init__(self) -> None:
+        if self.crop is not None and self.crop > self.resize:
+            raise ModelError(f"simplenet: crop={self.crop} is larger than resize={self.resize}")
+
+
+def patch_features(found: Mapping[str, Tensor], layers: tuple[str, ...], patch: int, dimension: int) -> Tensor:
+    """Locally aware features (3.2): {layer: [B, C, h, w]} -> [B, dimension, h1, w1] at the first layer's resolution.
+
+    Each layer's patch x patch neighbourhoods (zero outside) are averaged in runs to `dimension` values, deeper layers
+    are brought bilinearly to the first one's size, and the layers side by side are averaged to `dimension` again, in
+    the order of values of the authors' code.
+    """
+    size = found[layers[0]].shape[-2:]
+    parts = []
+    for layer in layers:
+        x = found[layer]
+        columns = F.unfold(x, patch, padding=patch // 2)  # [B, C*patch*patch, h*w]
+        pooled = _average(columns, dimension).unflatten(2, x.shape[-2:])
+        if x.shape[-2:] != size:  # the same before or after averaging, since both are linear
+            pooled = F.interpolate(pooled, size, mode="bilinear", align_corners=False)
+        parts.append(pooled)
+    return _average(torch.cat(parts, 1).flatten(2), dimension).unflatten(2, size)
+
+
+def _average(x: Tensor, length: int) -> Tensor:
+    """Adaptive average along the channels: [B, C, L] -> [B, length, L]."""
+    if x.shape[1] == length:
+        return x
+    if x.shape[1] % length == 0:
+        return x.unflatten(1, (length, -1)).mean(2)
+    return F.adaptive_avg_pool2d(x.unsqueeze(1), (length, x.shape[2]))[:, 0]
+
+
+class Discriminator(nn.Sequential):
+    """Two layers (3.4): features [n, dimension] -> normality [n, 1], high for normal."""
+
+    def __init__(self, dimension: int, hidden: int) -> None:
+        super().__init__(
+            nn.Linear(dimension, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, 1, bias=False)
+        )
+
+
+@register(
+    "simplenet",
+    presets={
+        "wrn50": SimpleNetConfig(),
+        "resnet18": SimpleNetConfig(
+            backbone="resnet18.tv_in1k", resize=256, crop=None, dimension=384, hidden=256, epochs=40, shortened=True
+        ),
+        "demo": SimpleNetConfig(
+            backbone="resnet18.tv_in1k", resize=128, crop=None, dimension=384, hidden=128, epochs=20, shortened=True
+        ),
+    },
+)
+class SimpleNet(Detector):
+    """SimpleNet (Liu et al., CVPR 2023): feature adapter and discriminator on noised features, last epoch."""
+
+    Config = SimpleNetConfig
+    config: SimpleNetConfig
+
+    def __init__(self, config: SimpleNetConfig, context: Context) -> None:
+        super().__init__(config, context)
+        crop = (config.crop, config.crop) if config.crop else None
+        self.preprocess = Preprocess((config.resize, config.resize), crop)
+        self.backbone = backbone(config.backbone, config.layers, context.weights, context.device)
+        self.adapter = nn.Linear(config.dimension, config.dimension)
+        self.discriminator = Discriminator(config.dimension, config.hidden)
+        for module in (self.adapter, *self.discriminator):
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_normal_(module.weight)
+        self.adapter.to(context.device).eval()
+        self.discriminator.to(context.device).eval()
+
+    def fit(self, train_images: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
+        """Train adapter and discriminator; validation pictures are not used. Returns the loss of each epoch."""
+        config, device = self.config, self.context.device
+        if not len(train_images):
+            raise ModelError("simplenet: there are no training pictures; check the category's train folder")
+        kept = self._kept(train_images)
+
+        def step(indices: Tensor, noise: torch.Generator) -> Tensor:
+            if kept is not None:
+                x = kept[indices]
+            else:
+                x = self._patches([train_images[i] for i in indices.tolist()])
+            real = self.adapter(x.flatten(0, 1))
+            fake = real + torch.randn(real.shape, generator=noise, device=device) * config.noise_std
+            score_real, score_fake = self.discriminator(torch.cat([real, fake])).chunk(2)
+            return (config.margin - score_real).clamp_min(0).mean() + (config.margin + score_fake).clamp_min(0).mean()
+
+        optimizers = [
+            torch.optim.AdamW(self.adapter.parameters(), lr=config.adapter_lr),
+            torch.optim.Adam(self.discriminator.parameters(), lr=config.lr, weight_decay=1e-5),
+        ]
+        return train(
+            step, {"adapter": self.adapter, "discriminator": self.discriminator}, optimizers,
+            count=len(train_images), batch=config.train_batch, epochs=config.epochs, context=self.context,
+            key=key_of(config), progress=progress,
+        )
+
+    def predict(self, batch: Images) -> Prediction:
+        """Map: minus the discriminator's output, upsampled and smoothed. Score: its largest value over the patches."""
+        with torch.no_grad():
+            features = self._features(batch)
+            adapted = self.adapter(features.flatten(2).transpose(1, 2))
+            patches = -self.discriminator(adapted.flatten(0, 1)).view(len(batch), 1, *features.shape[-2:])
+        score = patches.flatten(1).amax(1)
+        maps = F.interpolate(patches, self.preprocess.output, mode="bilinear", align_corners=False)[:, 0].cpu().numpy()
+        sigma = self.config.sigma
+        smooth = np.stack([gaussian_filter(m, sigma) for m in maps]) if sigma > 0 else maps
+        return Prediction(torch.from_numpy(smooth).float(), score.float().cpu())
+
+    def feature_maps(self, batch: Images) -> list[Tensor]:
+        """Adapted features float32 [B, dimension, h, w], one map in a list, for ensembles."""
+        with torch.no_grad():
+            features = self._features(batch)
+            adapted = self.adapter(features.flatten(2).transpose(1, 2))
+        return [adapted.transpose(1, 2).unflatten(2, features.shape[-2:]).contiguous()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"adapter": self.adapter.state_dict(), "discriminator": self.discriminator.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.adapter.load_state_dict(state["adapter"])
+        self.discriminator.load_state_dict(state["discriminator"])
+
+    def _features(self, images: Images) -> Tensor:
+        """[B, dimension, h, w] before the adapter."""
+        config = self.config
+        passes = extract(self.backbone, self.preprocess, images, self.context.device, self.context.features)
+        return torch.cat([patch_features(found, config.layers, config.patch, config.dimension) for found in passes])
+
+    def _patches(self, images: Images) -> Tensor:
+        """[B, h*w, dimension] before the adapter."""
+        return self._features(images).flatten(2).transpose(1, 2)
+
+    def _kept(self, images: Images) -> Tensor | None:
+        """Features of all training pictures [N, h*w, dimension], since nothing before the adapter is trained."""
+        first = self._patches([images[0]])
+        if first.nbytes * len(images) > self.config.keep_gb * 2**30:
+            return None
+        kept = torch.empty(len(images), *first.shape[1:], device=first.device)
+        done = 0
+        for found in extract(self.backbone, self.preprocess, images, self.context.device, self.context.features):
+            x = patch_features(found, self.config.layers, self.config.patch, self.config.dimension)
+            kept[done : done + len(x)] = x.flatten(2).transpose(1, 2)
+            done += len(x)
+        return kept
