@@ -220,7 +220,7 @@ class AutoencoderDetector(Detector):
         def step(indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
             return self._objective(data[indices], generator)
 
-        optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr)
+        optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)
         log = train(
             step, {"autoencoder": self.net}, [optimizer], count=len(data), batch=config.train_batch,
             epochs=config.epochs, context=self.context, key=key_of(config), progress=progress,

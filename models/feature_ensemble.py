@@ -183,15 +183,16 @@ class FeatureEnsemble(Detector):
 
 
 class Projection(nn.Module):
-    """Scaling, PCA and final scaling as one affine map of the channels: [B, D, h, w] -> [B, k, h, w]."""
+    """Centring, scaling, PCA and final scaling of the channels: [B, D, h, w] -> [B, k, h, w]."""
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, mean: Tensor, weight: Tensor) -> None:
         super().__init__()
+        self.register_buffer("mean", mean)
         self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
 
     def forward(self, maps: Tensor) -> Tensor:
-        return F.conv2d(maps, self.weight[:, :, None, None], self.bias)
+        centred = maps - self.mean[:, None, None]  # first: a mean far above the spread would cancel in float32
+        return F.conv2d(centred, self.weight[:, :, None, None])
 
 
 class Block(nn.Module):
@@ -281,14 +282,14 @@ class Block(nn.Module):
         variance = found.variance if whiten else found.variance.mean()
         gain = variance.clamp_min(1e-12 * max(found.total, torch.finfo(torch.float64).tiny)).rsqrt()
         weight = (found.directions.T * gain).T
-        self.projections.append(Projection((weight * scale).float(), -(weight @ found.mean).float()))
+        self.projections.append(Projection(covariance.mean.float(), (weight * scale).float()))
         return found
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Load a state dict whose projections' sizes are not known beforehand."""
         count = len({key.split(".")[1] for key in state})
         self.projections = nn.ModuleList(
-            Projection(state[f"projections.{i}.weight"], state[f"projections.{i}.bias"]) for i in range(count)
+            Projection(state[f"projections.{i}.mean"], state[f"projections.{i}.weight"]) for i in range(count)
         )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.base import Images, ModelError
 from models.nn.preprocess import Preprocess
-from models.weights import IGNORED, WeightStore, load_into
+from models.weights import IGNORED, TORCHVISION, WeightStore, load_into
 
 CHUNK = 8  # pictures per pass; fixed, because the cache may only share what was computed in the same batches
 
@@ -79,12 +79,12 @@ def _stages(net: nn.Module) -> list[str]:
 def architecture(tag: str) -> nn.Module:
     """The network of a tag with fresh weights, as timm defines it, else torchvision. Raises ModelError if unknown."""
     import timm
-
-    name = tag.partition(".")[0]
-    if timm.is_model(name):
-        return timm.create_model(name, pretrained=False)
     import torchvision
 
+    name, _, variant = tag.partition(".")
+    only_torchvision = variant in TORCHVISION and not timm.list_models(tag, pretrained=True)
+    if timm.is_model(name) and not only_torchvision:
+        return timm.create_model(name, pretrained=False)
     if name in torchvision.models.list_models():
         return torchvision.models.get_model(name, weights=None)
     near = difflib.get_close_matches(name, timm.list_models() + torchvision.models.list_models(), n=3)

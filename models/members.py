@@ -108,7 +108,7 @@ def parse_members(specs: Sequence[str], ensemble: str) -> list[tuple[str, str, C
         spec, *settings = text.split(":")
         wrong = [s for s in settings if "=" not in s]
         if wrong:
-            raise ModelError(f"{ensemble}: member {text!r}: {wrong[0]!r} is not field=value, as in name@preset:epochs=8")
+            raise ModelError(f"{ensemble}: member {text!r}: {wrong[0]!r} is not field=value, as in ast@quick:epochs=8")
         name, preset = registry.parse(spec)
         config = registry.config(f"{name}@{preset}", dict(s.split("=", 1) for s in settings))
         found.append((":".join([f"{name}@{preset}", *settings]), name, config))

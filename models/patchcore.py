@@ -1,7 +1,14 @@
-"""PatchCore (Roth et al., CVPR 2022): nearest neighbours in a coreset of locally aware patch features."""
+"""PatchCore (Roth et al., CVPR 2022): nearest neighbours in a coreset of locally aware patch features.
+
+Compared with the authors' code (amazon-science/patchcore-inspection): resize and crop, bilinear upsampling, Gaussian
+of sigma 4, image score and random projection are theirs; a patch is described by the 3x3 mean per channel as in Sec.
+3.1 (their code pools the flattened neighbourhood to 1024 values), distances are Euclidean as in Eq. 6 (theirs are
+squared), and the greedy selection is exact from one start (theirs begins with distances to ten random points).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,3 +19,144 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.base import Config, Context, Detector, Images, ModelError, Prediction, Progress, no_progress
+from models.features import backbone, extract
+from models.nn.coreset import greedy_coreset
+from models.nn.neighbours import knn
+from models.nn.preprocess import Preprocess
+from models.nn.smooth import gaussian_smooth
+from models.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchCoreConfig(Config):
+    """Sec. 4.1 of the paper where not said otherwise."""
+
+    backbone: str = "wide_resnet50_2.tv_in1k"
+    layers: tuple[str, ...] = ("layer2", "layer3")
+    size: int = 256
+    crop: int | None = 224
+    coreset: float = 0.1  # share of the patches kept; the paper reports 25 %, 10 % and 1 %
+    projection: Literal["linear", "sparse", "none"] = "linear"  # Alg. 1: for the selection only
+    upsample: Literal["bilinear", "nearest"] = "bilinear"
+    sigma: float = 4.0  # Sec. 3.3
+    neighbours: int = 1  # 1: image score = largest patch score, as the authors' code; b > 1: re-weighted by Eq. 7
+
+
+@register("patchcore", presets={
+    "wrn50_10pct": PatchCoreConfig(),
+    "wrn50_1pct": PatchCoreConfig(coreset=0.01),
+    "resnet18": PatchCoreConfig(backbone="resnet18.tv_in1k", crop=None, coreset=0.01, projection="sparse"),
+    "anomalib": PatchCoreConfig(crop=None, projection="sparse", upsample="nearest", neighbours=9),
+    "demo": PatchCoreConfig(backbone="resnet18.tv_in1k", size=128, crop=None, coreset=0.1, shortened=True),
+})
+class PatchCore(Detector):
+    """PatchCore: memory bank of patch features, exact greedy coreset, nearest neighbour distance"""
+
+    Config = PatchCoreConfig
+    config: PatchCoreConfig
+
+    def __init__(self, config: PatchCoreConfig, context: Context) -> None:
+        super().__init__(config, context)
+        if not 0 < config.coreset <= 1:
+            raise ModelError(f"patchcore: coreset={config.coreset} is not a share in (0, 1]")
+        crop = (config.crop, config.crop) if config.crop else None
+        self.preprocess = Preprocess((config.size, config.size), crop)
+        self.net = backbone(config.backbone, config.layers, context.weights, context.device)
+        self.bank = torch.empty(0, sum(self.net.channels.values()), device=context.device)
+
+    def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
+        if not len(train):
+            raise ModelError("patchcore: there are no training pictures")
+        patches = torch.empty(0)
+        done = 0
+        for features in self._features(train):
+            maps = self._locally_aware(features)
+            rows = maps.permute(0, 2, 3, 1).flatten(0, 2)
+            if not len(patches):
+                per_picture = len(rows) // len(maps)
+                patches = torch.empty(len(train) * per_picture, rows.shape[1], device=rows.device)
+            patches[done * per_picture : done * per_picture + len(rows)] = rows
+            done += len(maps)
+            progress(done, 2 * len(train))
+        if not torch.isfinite(patches.sum()):
+            raise ModelError(f"patchcore: features of {self.config.backbone} are not finite; check its weights")
+        count = max(1, int(len(patches) * self.config.coreset))
+        start = int(np.random.default_rng(self.context.seed).integers(len(patches)))
+        stats: dict[str, Any] = {}
+
+        def selected(done: int, total: int, /, **values: float) -> None:
+            progress(len(train) + round(len(train) * done / total), 2 * len(train))
+
+        projected = project(patches, self.config.projection, self.context.seed)
+        chosen = greedy_coreset(projected, count, start=start, progress=selected, stats=stats)
+        self.bank = patches[chosen]
+        return {"patches": len(patches), "coreset": count, "distances_share": round(stats["share"], 5)}
+
+    def predict(self, batch: Images) -> Prediction:
+        maps, scores = [], []
+        for features in self._features(batch):
+            embedding = self._locally_aware(features)
+            b, _, h, w = embedding.shape
+            rows = embedding.permute(0, 2, 3, 1).flatten(0, 2)
+            distances, nearest = knn(rows, self.bank)
+            patch_scores = distances.view(b, h * w)
+            scores.append(self._image_score(patch_scores, nearest.view(b, h * w), rows.view(b, h * w, -1)))
+            grid = patch_scores.view(b, 1, h, w)
+            align = None if self.config.upsample == "nearest" else False
+            full = F.interpolate(grid, self.preprocess.output, mode=self.config.upsample, align_corners=align)
+            maps.append(gaussian_smooth(full[:, 0], self.config.sigma))
+        return Prediction(torch.cat(maps).float(), torch.cat(scores).float())
+
+    def feature_maps(self, batch: Images) -> list[Tensor]:
+        """The locally aware patch features, one map [B, C, h, w]."""
+        return [torch.cat([self._locally_aware(features) for features in self._features(batch)])]
+
+    def _features(self, images: Images) -> Any:
+        return extract(self.net, self.preprocess, images, self.context.device, self.context.features)
+
+    def _locally_aware(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Sec. 3.1: 3x3 means of each layer, deeper layers resized to the first one's grid, channels joined."""
+        maps = [F.avg_pool2d(features[layer], 3, 1, 1) for layer in self.net.layers]
+        first = maps[0]
+        resized = [F.interpolate(m, first.shape[-2:], mode="bilinear", align_corners=False) for m in maps[1:]]
+        return torch.cat([first, *resized], 1)
+
+    def _image_score(self, patch_scores: Tensor, nearest: Tensor, rows: Tensor) -> Tensor:
+        """Eq. 6, and with `neighbours` > 1 the weight of Eq. 7: how usual the nearest bank patch itself is."""
+        score, place = patch_scores.max(1)
+        count = min(self.config.neighbours, len(self.bank))
+        if count <= 1:
+            return score
+        pick = torch.arange(len(place), device=place.device)
+        worst, match = rows[pick, place], self.bank[nearest[pick, place]]
+        _, around = knn(match, self.bank, count)
+        distances = (worst.unsqueeze(1) - self.bank[around]).norm(dim=2)
+        return (1 - distances.softmax(1)[:, 0]) * score
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bank": self.bank}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.bank = state["bank"].to(self.context.device)
+
+
+def project(features: Tensor, kind: str, seed: int) -> Tensor:
+    """Random projection of [N, D] that nearly keeps distances; unchanged where it would not have fewer dimensions.
+
+    linear: Gaussian to 128 dimensions (Alg. 1 and the authors' code). sparse: entries of Achlioptas/Li with density
+    1/sqrt(D), to the dimension of the Johnson-Lindenstrauss lemma for N points at eps = 0.9, as in anomalib.
+    """
+    count, size = features.shape
+    rng = np.random.default_rng([seed, 1])
+    if kind == "linear":
+        matrix = rng.standard_normal((size, 128)) / math.sqrt(128)
+    elif kind == "sparse":
+        kept = max(1, int(4 * math.log(count) / (0.9**2 / 2 - 0.9**3 / 3)))
+        density = 1 / math.sqrt(size)
+        signs = rng.choice([-1.0, 0.0, 1.0], (size, kept), p=[density / 2, 1 - density, density / 2])
+        matrix = signs / math.sqrt(density * kept)
+    else:
+        return features
+    if matrix.shape[1] >= size:
+        return features
+    return features @ torch.from_numpy(matrix).to(features)

@@ -27,6 +27,7 @@ from models.nn.ssim import WINDOW, ssim_map
 from models.nn.textures import EMBEDDED, Textures
 from models.nn.training import Checkpoint, Precision, autocast, generator, key_of, load_pictures
 from models.nn.training import train as train_loop
+from models.nn.upconv import UpConv
 from models.registry import register
 
 CHECKPOINT_S = 60.0  # seconds between checkpoints
@@ -56,7 +57,7 @@ class RBAEConfig(Config):
     learning_rate: float = 1e-4  # IV-A2
     weight_decay: float = 1e-5  # IV-A2
     weight_rec: float = 100.0  # III-E
-    weight_per: float = 1.0  # III-E
+    weight_per: float = 1.0  # III-E; 0 leaves VGG-16 out
     weight_pixel: float = 1.0  # III-E; 0 leaves the pixel-level discrimination loss out
     weight_repair: float = 1.0  # III-E
     weight_seg: float = 1.0  # III-E
@@ -78,16 +79,15 @@ class RBAEConfig(Config):
 PAPER = RBAEConfig()
 QUICK = RBAEConfig(
     size=128, textures=EMBEDDED, widths=(16, 32, 64, 96, 96), epochs_phase1=20, epochs_phase2=20, learning_rate=1e-3,
-    shortened=True,
+    weight_per=0.0, shortened=True,  # VGG-16 alone would take nine tenths of a step of this small network
 )
 
 
-def double_conv(width_in: int, width_out: int) -> nn.Sequential:
-    """Twice: 3x3 convolution, batch norm, ReLU."""
-    layers: list[nn.Module] = []
-    for width in (width_in, width_out):
-        layers += [nn.Conv2d(width, width_out, 3, padding=1, bias=False), nn.BatchNorm2d(width_out), nn.ReLU()]
-    return nn.Sequential(*layers)
+def double_conv(width_in: int, width_out: int, *, up: bool = False) -> nn.Sequential:
+    """Twice: 3x3 convolution, batch norm, ReLU. up: after nearest upsampling by 2."""
+    first = UpConv(width_in, width_out, bias=False) if up else nn.Conv2d(width_in, width_out, 3, padding=1, bias=False)
+    second = nn.Conv2d(width_out, width_out, 3, padding=1, bias=False)
+    return nn.Sequential(first, nn.BatchNorm2d(width_out), nn.ReLU(), second, nn.BatchNorm2d(width_out), nn.ReLU())
 
 
 class Encoder(nn.Module):
@@ -114,24 +114,19 @@ class Decoder(nn.Module):
     def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
         w1, w2, w3, w4, w5 = widths
-        self.up5 = nn.Conv2d(w5, w4, 3, padding=1)
+        self.up5 = UpConv(w5, w4)
         self.merge4 = double_conv(2 * w4, w4)
-        self.up4 = nn.Conv2d(w4, w3, 3, padding=1)
+        self.up4 = UpConv(w4, w3)
         self.merge3 = double_conv(2 * w3, w3)
-        self.layer2 = double_conv(w3, w2)
-        self.layer1 = double_conv(w2, w1)
+        self.layer2 = double_conv(w3, w2, up=True)
+        self.layer1 = double_conv(w2, w1, up=True)
         self.out = nn.Conv2d(w1, 3, 3, padding=1)
 
     def forward(self, f3: Tensor, f4: Tensor, f5: Tensor) -> Tensor:
         """Maps of layers 3, 4, 5 -> picture [B, 3, H, W] in (0, 1)."""
-        x = self.merge4(torch.cat([self.up5(_double(f5)), f4], 1))
-        x = self.merge3(torch.cat([self.up4(_double(x)), f3], 1))
-        x = self.layer1(_double(self.layer2(_double(x))))
-        return self.out(x).sigmoid()
-
-
-def _double(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode="nearest")
+        x = self.merge4(torch.cat([self.up5(f5), f4], 1))
+        x = self.merge3(torch.cat([self.up4(x), f3], 1))
+        return self.out(self.layer1(self.layer2(x))).sigmoid()
 
 
 class Discriminator(nn.Module):
@@ -318,12 +313,14 @@ class RBAE(Detector):
         log = self._train(train, textures, key, progress)
         state = {"net": {name: tensor.cpu() for name, tensor in self.net.state_dict().items()},
                  "reference": self.reference.cpu()}
-        shared[key] = (state, {VGG: context.weights.used[VGG]}, log)
+        shared[key] = (state, dict(context.weights.used), log)
         return log
 
     def _train(self, train: Images, textures: Textures, key: Any, progress: Progress) -> dict[str, Any]:
         config, context, net = self.config, self.context, self.net
-        perceptual = Perceptual(backbone(VGG, VGG_LAYERS[config.vgg_layers], context.weights)).to(context.device)
+        perceptual = None
+        if config.weight_per:
+            perceptual = Perceptual(backbone(VGG, VGG_LAYERS[config.vgg_layers], context.weights)).to(context.device)
         pictures = load_pictures(train, self.preprocess, context.device)
         per_epoch = -(-len(pictures) // config.train_batch)
         steps = [epochs * per_epoch for epochs in (config.epochs_phase1, config.epochs_phase2)]
@@ -376,7 +373,18 @@ class RBAE(Detector):
             threshold=config.mask_threshold,
         )
 
-    def _phase1(self, clean: Tensor, textures: Textures, perceptual: Perceptual) -> dict[str, Tensor]:
+    def _rebuilding(
+        self, clean: Tensor, rebuilt: Tensor, perceptual: Perceptual | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The terms that both phases have (Eq. 12 and 13), and their weighted sum."""
+        values = {"rec": F.mse_loss(rebuilt, clean)}
+        loss = self.config.weight_rec * values["rec"]
+        if perceptual is not None:
+            values["per"] = perceptual(clean, rebuilt).float()
+            loss = loss + self.config.weight_per * values["per"]
+        return values, loss
+
+    def _phase1(self, clean: Tensor, textures: Textures, perceptual: Perceptual | None) -> dict[str, Tensor]:
         """Eq. 14. Clean and defective pictures share one pass, so that both enter the encoder's batch statistics."""
         config, net = self.config, self.net
         defective, mask = self._defects(clean, textures)
@@ -384,9 +392,7 @@ class RBAE(Detector):
             both = net.encoder(torch.cat([clean, defective]).contiguous(memory_format=torch.channels_last))
             ours, theirs = zip(*(features.chunk(2) for features in both), strict=True)
             rebuilt = net.decoder(*(ours[i] for i in REPAIRED)).float()
-            per = perceptual(clean, rebuilt)
-        values = {"rec": F.mse_loss(rebuilt, clean), "per": per.float()}
-        loss = config.weight_rec * values["rec"] + config.weight_per * values["per"]
+            values, loss = self._rebuilding(clean, rebuilt, perceptual)
         if config.weight_pixel:
             values["pixel"] = pixel_discrimination(
                 [f.float() for f in ours], [f.float() for f in theirs], mask, config.normalisation,
@@ -395,20 +401,17 @@ class RBAE(Detector):
             loss = loss + config.weight_pixel * values["pixel"]
         return {"loss": loss, **values}
 
-    def _phase2(self, clean: Tensor, textures: Textures, perceptual: Perceptual) -> dict[str, Tensor]:
+    def _phase2(self, clean: Tensor, textures: Textures, perceptual: Perceptual | None) -> dict[str, Tensor]:
         """The weighted sum of phase 2: the encoder is frozen, gradients pass through it into the reconstruction."""
         config, net = self.config, self.net
         defective, mask = self._defects(clean, textures)
         with autocast(clean.device, config.precision):
             out = net(defective.contiguous(memory_format=torch.channels_last), self._reference_maps)
-            rebuilt = out.reconstruction.float()
-            per = perceptual(clean, rebuilt)
-        values = {
-            "rec": F.mse_loss(rebuilt, clean), "per": per.float(),
-            "seg": segmentation_loss([m.float() for m in out.maps], mask, config.focal_gamma, config.focal_alpha),
-        }
-        loss = (config.weight_rec * values["rec"] + config.weight_per * values["per"]
-                + config.weight_seg * values["seg"])
+            values, loss = self._rebuilding(clean, out.reconstruction.float(), perceptual)
+        values["seg"] = segmentation_loss(
+            [m.float() for m in out.maps], mask, config.focal_gamma, config.focal_alpha
+        )
+        loss = loss + config.weight_seg * values["seg"]
         if net.rbam is not None:
             with torch.no_grad(), autocast(clean.device, config.precision):
                 target = net.encoder(clean.contiguous(memory_format=torch.channels_last))

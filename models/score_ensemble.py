@@ -1,8 +1,8 @@
 """Output-level ensembles: calibrated scores and maps of fitted detectors, combined by a rule.
 
 The classic baseline for the feature-level ensemble of the same thesis (Saghir, "Ensemble Methods for Visual Anomaly
-Detection in Manufacturing Settings"), which names the combinations and asks for calibration before them. Calibration sees
-normal pictures that the members have not seen; weights, forest and stacking see artificial anomalies made from
+Detection in Manufacturing Settings"), which names the combinations and asks for calibration before them. Calibration
+sees normal pictures that the members have not seen; weights, forest and stacking see artificial anomalies made from
 those. No test picture and no test label is used.
 """
 
@@ -91,9 +91,11 @@ class ScoreEnsemble(Detector):
             )
         log = fit_members(self.members, data, self.context, progress)
         scores, maps = self._raw(data.unseen)
-        self.tables = {"scores": self._tables(scores)}
-        if maps is not None:
-            self.tables["maps"] = self._tables(maps)
+        for which, values in (("scores", scores), ("maps", maps)):
+            if values is not None:
+                self.tables[which] = self._tables(values)
+                normal = self._calibrated(values, which).transpose(0, 1).flatten(1).numpy()
+                self.tables[f"{which}_vote"] = torch.from_numpy(np.quantile(normal, config.vote_at, axis=1))
         if config.rule in LEARNED:
             log |= self._learn(data.unseen, scores, maps)
         self._prepare()
@@ -174,19 +176,16 @@ class ScoreEnsemble(Detector):
         return log
 
     def _weights(self) -> Tensor:
-        powers = self.tables["quality"] ** self.config.power
+        powers = self.tables["quality"].clamp_min(1e-6) ** self.config.power
         return powers / powers.sum()
 
     def _prepare(self) -> None:
-        """What follows from the tables: thresholds of the votes, and the fitted forest or logistic regression."""
-        self.thresholds: dict[str, Tensor] = {}
-        self.learners: dict[str, Any] = {}
-        for which in ("scores", "maps"):
-            if which not in self.tables:
-                continue
-            self.thresholds[which] = _quantile(self.tables[which], self.config.calibration, self.config.vote_at)
-            if self.config.rule in ("forest", "stacking"):
-                self.learners[which] = self._learner(which.removesuffix("s"))
+        """Fit the forest or the logistic regression on the stored vectors."""
+        self.learners = {
+            which: self._learner(which.removesuffix("s"))
+            for which in ("scores", "maps")
+            if which in self.tables and self.config.rule in ("forest", "stacking")
+        }
 
     def _learner(self, which: str) -> Any:
         """Fitted on the stored vectors; the same data and seed give the same learner, so only they are saved."""
@@ -213,7 +212,7 @@ class ScoreEnsemble(Detector):
             case "weighted":
                 return values @ self._weights()
             case "vote":
-                votes = (values > self.thresholds[which]).double().mean(1)
+                votes = (values > self.tables[f"{which}_vote"]).double().mean(1)
                 return votes + TIE * _squashed(values.mean(1))
             case "stacking":
                 return torch.from_numpy(self.learners[which].decision_function(values.numpy()))
@@ -275,13 +274,6 @@ def calibrate(values: Tensor, table: Tensor, kind: str) -> Tensor:
 def _positive(x: Tensor) -> Tensor:
     """x where it is above zero, else 1: a constant member divides by nothing."""
     return torch.where(x > 0, x, 1.0)
-
-
-def _quantile(tables: Tensor, kind: str, share: float) -> Tensor:
-    """The `share` quantile of each member's calibrated normal values, [m], from the calibration tables alone."""
-    if kind == "ecdf":
-        return torch.full((len(tables),), share, dtype=torch.float64)
-    raise NotImplementedError
 
 
 def _squashed(x: Tensor) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
-import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from PIL import Image
 
 REPO = Path(__file__).parent.parent
+sys.path.insert(0, str(REPO))
 os.environ.setdefault("BENCH_METHODS", str(REPO / "tests" / "methods"))
 REAL = Path(os.environ.get("BENCH_REAL_DATA", REPO.parent / "shared" / "real"))
 
@@ -60,17 +63,30 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-Cli = Callable[..., subprocess.CompletedProcess[str]]
+@dataclass(frozen=True)
+class Done:
+    """What a command printed and returned."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Cli = Callable[..., Done]
 
 
 @pytest.fixture
 def cli() -> Cli:
-    """Run the command line in a process of its own, as a user does."""
+    """Call the command line within this process (its workers are processes of their own)."""
+    import run_benchmark
 
-    def call(*arguments: object, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(REPO / "run_benchmark.py"), *map(str, arguments)],
-            cwd=REPO, capture_output=True, text=True, timeout=timeout, env={**os.environ, **env},
-        )
+    def call(*arguments: object, timeout: float = 0) -> Done:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = run_benchmark.main([str(a) for a in arguments])
+            except SystemExit as stop:  # argparse
+                code = int(stop.code or 0)
+        return Done(code, out.getvalue(), err.getvalue())
 
     return call

@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--limits", nargs="+", type=float, default=list(LIMITS), metavar="FPR")
     parser.add_argument("--threshold", type=float, help="adds accuracy, tpr, tnr, f1 of images with a greater score")
     parser.add_argument("--pixel-threshold", type=float, help="adds PRO (LOCO: sPRO) and IoU of pixels with more")
-    parser.add_argument("--curves", type=int, default=0, metavar="POINTS", help="adds curves of about so many points")
+    parser.add_argument("--curves", type=int, default=0, metavar="POINTS", help="adds curves of at most so many points")
     parser.add_argument("--memory-mb", type=int, metavar="N", help="MB of scores to keep in memory, the rest on disk")
     parser.add_argument("--scratch", type=Path, help="where scores beyond --memory-mb lie meanwhile")
     parser.add_argument("--out", type=Path, help="write the JSON there instead")

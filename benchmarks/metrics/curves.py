@@ -1,75 +1,76 @@
-"""Curves for plots: all points of a rank curve, thinned without moving its area."""
+"""Curves for plots, thinned to a number of points without changing their area."""
 
 from __future__ import annotations
 
 import heapq
+from itertools import pairwise
 
 import numpy as np
 
-AREA = 1e-6
-"""Largest change of the area under a curve, up to any of its points, through thinning."""
-
 
 class Curve:
-    """Collects the points of FPR against TPR, and against the mean overlap of regions, from the highest score on.
+    """Collects the points of a rank curve from the highest score on: FPR against a share that rises from 0 to 1.
 
-    points: how many to keep at least, if there are so many; more if the area would change by more than AREA.
-    background, positives, regions: what the counts are divided by.
+    points: most points of the result. background, total: what counts and rises are divided by.
     """
 
-    def __init__(self, points: int, background: int, positives: int, regions: int) -> None:
-        self._points = max(points, 2)
-        self._scale = np.array([background, positives, max(regions, 1)], np.float64)[:, None]
-        self._kept = [np.zeros((3, 1))]
-        self._end = np.zeros(3)
+    def __init__(self, points: int, background: int, total: float) -> None:
+        self._points = max(points, 3)
+        self._scale = np.array([[background], [total]], np.float64)
+        self._kept = [np.zeros((2, 1))]
+        self._y = 0.0
 
-    def add(self, greater: np.ndarray, not_below: np.ndarray, found: np.ndarray, overlap: np.ndarray | None) -> None:
-        """Counts for the ascending scores of a block: background > and >= the score, positives and overlap at it."""
-        size = greater.size
-        rises = np.stack((found, np.zeros(size) if overlap is None else overlap))[:, ::-1]
-        after = self._end[1:, None] + np.cumsum(rises, axis=1)
-        points = np.empty((3, 2 * size))
+    def add(self, greater: np.ndarray, not_below: np.ndarray, rises: np.ndarray) -> None:
+        """For the ascending scores of a block: background counts > and >= the score, and the rise at it."""
+        y = self._y + np.concatenate(([0.0], np.cumsum(rises[::-1])))
+        points = np.empty((2, 2 * greater.size))
         points[0, ::2], points[0, 1::2] = greater[::-1], not_below[::-1]
-        points[1:, ::2], points[1:, 1::2] = np.column_stack((self._end[1:], after[:, :-1])), after
-        self._end = points[:, -1].copy()
-        points /= self._scale
-        start = self._kept[-1][:, -1:]
-        share = float((points[:, -1:] - start).sum()) / 3
-        self._kept.append(_thin(np.hstack((start, points)), 2, AREA / 4 * share)[:, 1:])
+        points[1, ::2], points[1, 1::2] = y[:-1], y[1:]
+        self._y = float(y[-1])
+        joined = np.hstack((self._kept[-1][:, -1:], points / self._scale))
+        self._kept.append(thin(joined, 2 * self._points)[:, 1:])
 
     def result(self) -> np.ndarray:
-        """float64 [3, n]: FPR, TPR, mean overlap, from (0, 0, 0) to (1, 1, 1)."""
-        last = np.array([[1.0], [1.0], [self._kept[-1][2, -1]]])
-        points = np.hstack((*self._kept, last))
-        new = np.concatenate(([True], (np.diff(points, axis=1) != 0).any(0)))
-        return _thin(points[:, new], self._points, AREA / 2)
+        """float64 [2, n]: FPR and the share, from (0, 0) to (1, 1)."""
+        points = np.hstack((*self._kept, np.ones((2, 1))))
+        new = np.append(True, (np.diff(points, axis=1) != 0).any(0))
+        # sums of shares may miss 1 by a rounding error
+        return np.maximum.accumulate(np.minimum(thin(points[:, new], self._points), 1.0), axis=1)
 
 
-def _thin(points: np.ndarray, count: int, tolerance: float) -> np.ndarray:
-    """A subset of the points [3, n] of two curves over a common axis: at least `count` of them, and as many as it takes
-    to keep the sum of the areas between curve and chords below the tolerance. Splits the worst chord first."""
-    x = points[0]
-    areas = np.zeros((2, x.size))
-    np.cumsum(np.diff(x) * (points[1:, 1:] + points[1:, :-1]) / 2, axis=1, out=areas[:, 1:])
-    way = points.sum(0)
+def thin(points: np.ndarray, count: int) -> np.ndarray:
+    """A rising polygon of at most `count` points [2, n] with the area of the one given, which rises too.
+
+    Chords of the polygon are split, the one that cuts off most area first. Each chord then gets a corner on the other
+    diagonal of its rectangle where it gives back the area that the chord cuts off: the area is exact at all ends of
+    chords, so thinning moves no area from one to another.
+    """
+    x, y = points
+    last = x.size - 1
+    if last < count:
+        return points
+    areas = np.concatenate(([0.0], np.cumsum(np.diff(x) * (y[1:] + y[:-1]) / 2)))
 
     def off(i: int, j: int) -> float:
-        chord = (x[j] - x[i]) * (points[1:, i] + points[1:, j]) / 2
-        return float(np.abs(areas[:, j] - areas[:, i] - chord).max())
+        return float(areas[j] - areas[i] - (x[j] - x[i]) * (y[i] + y[j]) / 2)
 
-    last = x.size - 1
-    keep = {0, last}
-    total = off(0, last)
-    heap = [(-total, 0, last)]
-    while heap and (len(keep) < count or total > tolerance):
-        worst, i, j = heapq.heappop(heap)
+    way = x + y
+    ends = {0, last}
+    heap = [(-abs(off(0, last)), 0, last)]
+    while heap and len(ends) <= (count - 1) // 2:
+        _, i, j = heapq.heappop(heap)
         if j - i < 2:
             continue
         middle = min(max(int(np.searchsorted(way, (way[i] + way[j]) / 2)), i + 1), j - 1)
-        keep.add(middle)
-        total += worst
+        ends.add(middle)
         for a, b in ((i, middle), (middle, j)):
-            error = off(a, b)
-            total += error
-            heapq.heappush(heap, (-error, a, b))
-    return points[:, sorted(keep)]
+            heapq.heappush(heap, (-abs(off(a, b)), a, b))
+    order = sorted(ends)
+    out = [points[:, :1]]
+    for i, j in pairwise(order):
+        width, height = x[j] - x[i], y[j] - y[i]
+        if width > 0 and height > 0 and j - i > 1:
+            t = min(max(2 * off(i, j) / (width * height), -1.0), 1.0)
+            out.append(np.array([[x[i] + (1 - t) * width / 2], [y[i] + (1 + t) * height / 2]]))
+        out.append(points[:, j : j + 1])
+    return np.hstack(out)

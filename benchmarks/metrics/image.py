@@ -34,7 +34,7 @@ def rank_metrics(
     rates = _rates(labels, scores, curve_points)
     reason = rates.why(unit="image")
     values = rates.metrics("image")
-    return values, dict.fromkeys(values, reason) if reason else {}, rates.curve()
+    return values, dict.fromkeys(values, reason) if reason else {}, rates.curves().get("roc")
 
 
 def threshold_metrics(

@@ -43,7 +43,9 @@ class Rates:
         self._found = 0  # positives in blocks so far
         self._precision = 0.0
         self._f1max = 0.0
-        self._curve = Curve(points, background, positives, regions) if points and background and positives else None
+        drawn = points > 0 and background > 0 and positives > 0
+        self._tpr = Curve(points, background, positives) if drawn else None
+        self._overlap = Curve(points, background, regions) if drawn and saturation is not None else None
 
     def add(self, block: Block) -> None:
         """The next block, with lower scores than those before."""
@@ -58,12 +60,11 @@ class Rates:
             return
         if self.saturation is not None:
             self._add_areas(block, pairs)
-        if self._curve is not None:
-            overlap = None
-            if self.saturation is not None:
-                share = block.counts / np.maximum(self.saturation, 1)[block.regions]
-                overlap = np.bincount(block.index, weights=share)
-            self._curve.add(block.greater, block.not_below, found, overlap)
+        if self._tpr is not None:
+            self._tpr.add(block.greater, block.not_below, found)
+        if self._overlap is not None:
+            shares = block.counts / np.maximum(self.saturation, 1)[block.regions]
+            self._overlap.add(block.greater, block.not_below, np.bincount(block.index, weights=shares))
 
     def _add_areas(self, block: Block, pairs: np.ndarray) -> None:
         size = self.saturation.size
@@ -116,9 +117,8 @@ class Rates:
             f"{prefix}_f1max": self._f1max,
         }
 
-    def curve(self, overlap: str | None = None) -> dict[str, np.ndarray] | None:
-        """float64 arrays `fpr`, `tpr`, and the mean overlap of the regions under the name given; None if undefined."""
-        if self._curve is None:
-            return None
-        fpr, tpr, mean = self._curve.result()
-        return {"fpr": fpr, "tpr": tpr} | ({overlap: mean} if overlap else {})
+    def curves(self, overlap: str = "pro") -> dict[str, dict[str, np.ndarray]]:
+        """`roc` with float64 arrays `fpr` and `tpr`; if there are regions also `pro`, with their mean overlap under the
+        name given. Empty if undefined or not asked for."""
+        held = (("roc", "tpr", self._tpr), ("pro", overlap, self._overlap))
+        return {name: dict(zip(("fpr", axis), c.result(), strict=True)) for name, axis, c in held if c is not None}

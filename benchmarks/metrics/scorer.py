@@ -14,6 +14,7 @@ from benchmarks.metrics.image import rank_metrics, threshold_metrics
 from benchmarks.metrics.ranks import MetricError, Ranks, exact
 from benchmarks.metrics.rates import Rates
 from benchmarks.metrics.regions import Region, check_mask, components, saturation_area
+from benchmarks.metrics.tensors import TensorRanks, exact_tensor, is_tensor, pick, top
 
 LIMITS = (0.01, 0.05, 0.1, 0.3, 1.0)
 
@@ -24,7 +25,9 @@ TYPES = {"logical_anomalies": "logical", "structural_anomalies": "structural"}
 class Scores:
     """metrics: fractions in [0, 1], None where undefined; undefined: the reason for each None.
 
-    curves: on request, name -> {"fpr": [n], "tpr" | "pro" | "spro": [n]}. facts: counts of images, pixels, regions.
+    curves: on request, `image` (`image@max`) and `pixel` with arrays `fpr` and `tpr`, `pro` with `fpr` and `pro`, for
+        LOCO `spro/logical` and `spro/structural` with `fpr` and `spro`; those that are undefined are left out.
+    facts: counts of images, pixels, regions.
     """
 
     metrics: dict[str, float | None] = field(default_factory=dict)
@@ -54,7 +57,7 @@ class Scorer:
         (regions are the 8-connected components of the masks).
     limits: false positive rates up to which AUPRO and AUsPRO integrate.
     memory_limit: bytes of pixel scores to keep in memory; what is beyond goes to files in `scratch`.
-    curve_points: > 0 for curves thinned to about so many points.
+    curve_points: > 0 for curves thinned to at most so many points.
     threshold: for accuracy, TPR, TNR and F1 of the image scores; a score strictly greater is anomalous.
     pixel_threshold: the same for PRO and IoU of the maps.
     """
@@ -82,7 +85,8 @@ class Scorer:
         # and 2 structural, the saturating pixels of the regions (AD: the regions share set 0).
         self._kinds = ("good", *TYPES) if loco else ("all",)
         against = [(0, 1, 2), (0, 1), (0, 2)] if loco else [(0,)]
-        self._ranks = Ranks(len(self._kinds), against, memory_limit, scratch)
+        self._ranks: Ranks | TensorRanks = Ranks(len(self._kinds), against, memory_limit, scratch)
+        self._against = against
         self._regions: list[_Region] = []
         self._images: list[tuple[str, int, str, float | None, float | None]] = []
         self._names: set[str] = set()
@@ -105,16 +109,18 @@ class Scorer:
         """One test image.
 
         label: 0 good, 1 anomalous. kind: folder name of the image; LOCO: 'good', 'logical_anomalies' or
-        'structural_anomalies'. anomaly_map: [H, W], any real type, higher is more anomalous. score: image score, or
-        None for the maximum of the map. mask: [H, W], > 0 is anomalous (AD). regions: one per ground-truth file (LOCO).
+        'structural_anomalies'. anomaly_map: [H, W], any real type, higher is more anomalous; torch tensors are ranked
+        on their device, where memory_limit does not hold. score: image score, or None for the maximum of the map.
+        mask: [H, W], > 0 is anomalous (AD). regions: one per ground-truth file (LOCO).
         Raises MetricError that names the image.
         """
         self._check(name, label, kind, anomaly_map, score)
         peak = None
         if anomaly_map is not None:
-            scores = exact(f"{name}: the anomaly map", np.asarray(anomaly_map))
-            if scores.ndim != 2 or scores.size == 0:
-                raise MetricError(f"{name}: the anomaly map has shape {scores.shape}; expected [H, W] with pixels")
+            scores = self._exact(name, anomaly_map)
+            if scores.ndim != 2 or 0 in scores.shape:
+                shape = tuple(scores.shape)
+                raise MetricError(f"{name}: the anomaly map has shape {shape}; expected [H, W] with pixels")
             low, peak = float(scores.min()), float(scores.max())
             if not (math.isfinite(low) and math.isfinite(peak)):
                 raise MetricError(f"{name}: the anomaly map holds NaN or infinite scores")
@@ -124,6 +130,15 @@ class Scorer:
                 self._add_ad(name, label, scores, mask)
         self._names.add(name)
         self._images.append((name, label, kind, None if score is None else float(score), peak))
+
+    def _exact(self, name: str, anomaly_map: Any) -> Any:
+        tensor = is_tensor(anomaly_map)
+        if tensor and not self._images:
+            self._ranks = TensorRanks(len(self._kinds), self._against)
+        if tensor != isinstance(self._ranks, TensorRanks):
+            raise MetricError(f"{name}: maps are partly NumPy arrays and partly torch tensors")
+        what = f"{name}: the anomaly map"
+        return exact_tensor(what, anomaly_map) if tensor else exact(what, np.asarray(anomaly_map))
 
     def _check(self, name: str, label: int, kind: str, anomaly_map: Any, score: float | None) -> None:
         if name in self._names:
@@ -145,68 +160,71 @@ class Scorer:
                     a, b = (name, first[0]) if before is None else (first[0], name)
                     raise MetricError(f"{a} has {what} and {b} has none; give it for all images or for none")
 
-    def _add_ad(self, name: str, label: int, scores: np.ndarray, mask: np.ndarray | None) -> None:
+    def _add_ad(self, name: str, label: int, scores: Any, mask: np.ndarray | None) -> None:
         if mask is None:
             if label:
                 self._unmasked.setdefault("all", name)
             truth = None
         else:
-            truth = check_mask(name, mask, scores.shape)
+            truth = check_mask(name, mask, tuple(scores.shape))
             if not label and truth.any():
                 raise MetricError(f"{name}: a good image with a mask that marks pixels")
         if truth is None or not truth.any():
-            self._background("all", scores.ravel().copy())
+            self._background("all", scores.ravel())
             self._confuse(scores, None)
             return
         numbers, count = components(truth)
         ids = numbers[truth].astype(np.int32) - 1
-        hits = scores[truth]
+        hits = pick(scores, truth)
         areas = np.bincount(ids, minlength=count)
         self._positive(0, hits, ids + np.int32(len(self._regions)))
-        self._pixels["anomalous"] += hits.size
+        self._pixels["anomalous"] += hits.shape[0]
         for area in areas:
             self._regions.append(_Region("", "all", int(area), int(area), name))
-        self._background("all", scores[~truth])
+        self._background("all", pick(scores, ~truth))
         if self.pixel_threshold is not None:
-            self._shares.extend(np.bincount(ids, weights=hits > self.pixel_threshold, minlength=count) / areas)
+            self._shares.extend(np.bincount(ids, weights=self._over(hits), minlength=count) / areas)
         self._confuse(scores, truth)
 
-    def _add_loco(self, name: str, label: int, kind: str, scores: np.ndarray, regions: Sequence[Region]) -> None:
+    def _add_loco(self, name: str, label: int, kind: str, scores: Any, regions: Sequence[Region]) -> None:
         if not label and regions:
             raise MetricError(f"{name}: a good image with regions")
         if label and not regions:
             self._unmasked.setdefault(kind, name)
-        union = np.zeros(scores.shape, bool)
-        for region in regions:
-            truth = check_mask(name, region.mask, scores.shape)
-            area = int(np.count_nonzero(truth))
-            size = saturation_area(name, region, area)
-            hits = scores[truth]
+        truths = [check_mask(name, region.mask, tuple(scores.shape)) for region in regions]
+        areas = [int(np.count_nonzero(truth)) for truth in truths]
+        sizes = [saturation_area(name, region, area) for region, area in zip(regions, areas, strict=True)]
+        union = np.zeros(scores.shape, bool)  # from here on nothing may fail: the image would be added in part
+        for region, truth, area, size in zip(regions, truths, areas, sizes, strict=True):
+            hits = pick(scores, truth)
             if self.pixel_threshold is not None and size:
-                self._shares.append(min(np.count_nonzero(hits > self.pixel_threshold) / size, 1.0))
-            top = hits if size == area else np.partition(hits, area - size - 1)[area - size :]
-            self._positive(self._kinds.index(kind), top.copy(), np.full(size, len(self._regions), np.int32))
+                self._shares.append(min(np.count_nonzero(self._over(hits)) / size, 1.0))
+            self._positive(self._kinds.index(kind), top(hits, size), np.full(size, len(self._regions), np.int32))
             self._regions.append(_Region(region.name, kind, area, size, name))
             union |= truth
-        hits = scores[union]
-        self._positive(0, hits, np.zeros(hits.size, np.int32))
-        self._pixels["anomalous"] += hits.size
-        self._background(kind, scores[~union])
+        hits = pick(scores, union)
+        self._positive(0, hits, np.zeros(hits.shape[0], np.int32))
+        self._pixels["anomalous"] += hits.shape[0]
+        self._background(kind, pick(scores, ~union))
         self._confuse(scores, union)
 
-    def _background(self, kind: str, scores: np.ndarray) -> None:
-        self._pixels["background"] += scores.size
-        if scores.size:
+    def _background(self, kind: str, scores: Any) -> None:
+        count = scores.shape[0]
+        self._pixels["background"] += count
+        if count:
             self._ranks.add_background(self._kinds.index(kind), scores)
 
-    def _positive(self, which: int, scores: np.ndarray, regions: np.ndarray) -> None:
-        if scores.size:
+    def _positive(self, which: int, scores: Any, regions: np.ndarray) -> None:
+        if regions.size:
             self._ranks.add_positive(which, scores, regions)
 
-    def _confuse(self, scores: np.ndarray, truth: np.ndarray | None) -> None:
+    def _over(self, scores: Any) -> np.ndarray:
+        return (scores.cpu().numpy() if is_tensor(scores) else scores) > self.pixel_threshold
+
+    def _confuse(self, scores: Any, truth: np.ndarray | None) -> None:
         if self.pixel_threshold is None:
             return
-        found = scores > self.pixel_threshold
+        found = self._over(scores)
         true = 0 if truth is None else np.count_nonzero(found & truth)
         marked = 0 if truth is None else np.count_nonzero(truth)
         self._confusion += (true, np.count_nonzero(found) - true, marked - true)
@@ -282,16 +300,16 @@ class Scorer:
         for key, value in rates[0].metrics("pixel").items():
             reason = why or rates[0].why()
             out.put(key, None if reason else value, reason)
-        reasons = [why]
+        reasons = []
         if self.loco:
-            reasons += self._put_auspro(out, rates).values()
+            reasons = list(self._put_auspro(out, rates).values())
         else:
             areas = rates[0].areas
             for column, limit in enumerate(self.limits):
                 key = f"aupro@{limit:g}"
                 out.put(key, None if why or rates[0].why() else _mean(areas[:, column]), why or rates[0].why())
         if self.curve_points:
-            self._put_curves(out, rates, reasons)
+            self._put_curves(out, rates, why, reasons)
         if self.pixel_threshold is not None:
             self._put_at_threshold(out, why)
 
@@ -315,7 +333,8 @@ class Scorer:
             _put_mean(out, key, out.metrics[f"{key}/logical"], out.metrics[f"{key}/structural"])
         # A region's area is measured against the background of its own type, so that a type's value is the mean of
         # its defects' values weighted by their regions.
-        areas = rates[1].areas + rates[2].areas
+        logical = np.array([r.kind == "logical_anomalies" for r in self._regions], bool)
+        areas = np.where(logical[:, None], rates[1].areas, rates[2].areas)
         for name in sorted({r.name for r in self._regions}):
             chosen = [i for i, r in enumerate(self._regions) if r.name == name]
             reason = next((reasons[self._regions[i].kind] for i in chosen if reasons[self._regions[i].kind]), None)
@@ -324,12 +343,12 @@ class Scorer:
                 out.put(f"auspro@{limit:g}/defect:{name}", value, reason)
         return reasons
 
-    def _put_curves(self, out: Scores, rates: list[Rates], reasons: list[str | None]) -> None:
-        names = [("pixel", None), ("logical", "spro"), ("structural", "spro")] if self.loco else [("pixel", "pro")]
-        for (name, overlap), rate, reason in zip(names, rates, reasons, strict=True):
-            curve = None if reason else rate.curve(overlap)
-            if curve is not None:
-                out.curves[name] = curve
+    def _put_curves(self, out: Scores, rates: list[Rates], why: str | None, reasons: list[str | None]) -> None:
+        if not why:
+            out.curves |= {"pixel" if name == "roc" else name: curve for name, curve in rates[0].curves().items()}
+        for short, rate, reason in zip(TYPES.values(), rates[1:], reasons, strict=False):
+            if not reason:
+                out.curves[f"spro/{short}"] = rate.curves("spro")["pro"]
 
     def _put_at_threshold(self, out: Scores, why: str | None) -> None:
         key = "pixel_spro" if self.loco else "pixel_pro"

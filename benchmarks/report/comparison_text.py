@@ -52,8 +52,8 @@ def _median(values: Sequence[float]) -> float:
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
-def summaries(result: Comparison) -> list[Plain]:
-    """Means and ranks over the common categories, and every pair."""
+def summaries(result: Comparison, most: int | None = None) -> list[Plain]:
+    """Means and ranks over the common categories, and the pairs: with more than `most` those with the best method."""
     if not result.ranks:
         return []
     n = len(result.categories)
@@ -70,13 +70,15 @@ def summaries(result: Comparison) -> list[Plain]:
             (m, f"{math.fsum(result.values[m]) / n:.2f}", f"{result.ranks[m]:.2f}", *map(str, wins[m])) for m in order
         ],
     )
+    all_pairs = most is None or len(result.pairs) <= most
+    shown = [p for p in result.pairs if all_pairs or order[0] in (p.a, p.b)]
     pairs = Plain(
-        f"{result.name}, pairs",
+        f"{result.name}, pairs" + ("" if all_pairs else f" with {order[0]}, the best by mean rank"),
         ("first", "second", "wins", "ties", "losses", "mean difference", "p (Wilcoxon)", "p (Holm)"),
         [
             (p.a, p.b, str(p.wins), str(p.ties), str(p.losses), render.number(p.difference, 2, sign=True),
              _p(p.p), _p(p.adjusted))
-            for p in result.pairs
+            for p in shown
         ],
     )
     return [ranks, pairs]
@@ -120,13 +122,13 @@ def _markdown(plain: Plain) -> str:
 
 
 def html(made: Sequence[Comparison], cost: Plain) -> str:
-    """A fragment with the same content."""
+    """A fragment with the same content; of many methods only the pairs with the best one."""
     from markupsafe import Markup
 
     from benchmarks.report.templating import environment
 
     parts = [
-        {"table": Markup(render.html(result.table)), "summaries": summaries(result), "lines": tests(result)}
+        {"table": Markup(render.html(result.table)), "summaries": summaries(result, 28), "lines": tests(result)}
         for result in made
     ]
     return environment().get_template("comparison.html").render(parts=parts, cost=cost)

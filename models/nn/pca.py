@@ -23,8 +23,8 @@ class Covariance:
 
     def __init__(self, channels: int, device: torch.device | str = "cpu") -> None:
         self.count = 0
-        self._shift: Tensor | None = None  # near the mean: sums of squares about it do not cancel
         self._sum = torch.zeros(channels, dtype=torch.float64, device=device)
+        self._shift = torch.zeros_like(self._sum)  # the first chunk's mean: sums of squares about it do not cancel
         self._products = torch.zeros(channels, channels, dtype=torch.float64, device=device)
 
     def add(self, vectors: Tensor) -> None:
@@ -33,7 +33,7 @@ class Covariance:
             part = chunk.to(self._sum.device, torch.float64)
             if not torch.isfinite(part).all():
                 raise ModelError("PCA: the features hold NaN or infinite values; their method has diverged")
-            if self._shift is None:
+            if self.count == 0:
                 self._shift = part.mean(0)
             part = part - self._shift
             self._sum += part.sum(0)
@@ -45,9 +45,7 @@ class Covariance:
     @property
     def mean(self) -> Tensor:
         """float64 [D]."""
-        if self._shift is None:
-            raise ModelError("PCA: no feature vectors were given")
-        return self._shift + self._sum / self.count
+        return self._shift + self._sum / max(self.count, 1)
 
     @property
     def matrix(self) -> Tensor:
@@ -99,7 +97,7 @@ def principal_components(covariance: Covariance, keep: int | float, scale: Tenso
     if not (isinstance(keep, int) and keep >= 1) and not (isinstance(keep, float) and 0 < keep < 1):
         raise ModelError(f"PCA: keep={keep!r} must be a count of at least 1 or a share of variance between 0 and 1")
     values, vectors = torch.linalg.eigh(matrix)
-    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1).T
+    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     total = float(values.sum())
     if isinstance(keep, float):
         shares = values.cumsum(0) / max(total, torch.finfo(torch.float64).tiny)

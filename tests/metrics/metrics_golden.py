@@ -78,7 +78,7 @@ def flat(values: dict[str, Any]) -> dict[str, float | None]:
     for limit, value in (values.get("au_pro") or {}).items():
         out[f"aupro@{float(limit):g}"] = value
     for kind, held in (values.get("au_spro") or {}).items():
-        for limit, value in held.items():
+        for limit, value in (held or {}).items():
             out[f"auspro@{float(limit):g}/{short[kind]}"] = value
     assert all(float(limit) in LIMITS for limit in values.get("au_pro") or {})
     return out

@@ -1,0 +1,88 @@
+"""PaDiM (Defard et al., ICPR 2020): one Gaussian per position over random dimensions of three stages.
+
+The Gaussians are fitted by anomalib. As in the authors' setting: random dimensions, deeper stages enlarged to the
+first one's grid, bilinear upsampling, Gaussian of sigma 4, image score = maximum of the map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.base import Config, Context, Detector, Images, ModelError, Prediction, Progress, no_progress
+from models.features import backbone, extract
+from models.nn.preprocess import Preprocess
+from models.nn.smooth import gaussian_smooth
+from models.nn.training import generator
+from models.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class PadimConfig(Config):
+    """Sec. IV of the paper."""
+
+    backbone: str = "wide_resnet50_2.tv_in1k"
+    layers: tuple[str, ...] = ("layer1", "layer2", "layer3")
+    size: int = 256
+    crop: int | None = 224
+    dimensions: int = 550  # random dimensions kept: 550 for Wide-ResNet-50, 100 for ResNet-18
+    sigma: float = 4.0
+
+
+@register("padim", presets={
+    "wrn50": PadimConfig(),
+    "resnet18": PadimConfig(backbone="resnet18.tv_in1k", crop=None, dimensions=100),
+    "demo": PadimConfig(backbone="resnet18.tv_in1k", size=128, crop=None, dimensions=50, shortened=True),
+})
+class Padim(Detector):
+    """PaDiM: one Gaussian per position over embeddings of three stages, Mahalanobis distance"""
+
+    Config = PadimConfig
+    config: PadimConfig
+
+    def __init__(self, config: PadimConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self.preprocess = Preprocess((config.size, config.size), (config.crop, config.crop) if config.crop else None)
+        self.net = backbone(config.backbone, config.layers, context.weights, context.device)
+        total = sum(self.net.channels.values())
+        if not 0 < config.dimensions <= total:
+            raise ModelError(f"padim: dimensions={config.dimensions}; {config.backbone} has {total} in {config.layers}")
+        order = torch.randperm(total, generator=generator(context, "dimensions"))
+        self.kept = order[: config.dimensions].to(context.device)
+        self.mean = self.inverse = torch.empty(0)
+
+    def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> None:
+        from anomalib.models.components import MultiVariateGaussian
+
+        parts: list[Tensor] = []
+        for part in self._embeddings(train):
+            parts.append(part)
+            progress(sum(map(len, parts)), len(train) + 1)
+        self.mean, self.inverse = MultiVariateGaussian().fit(torch.cat(parts))
+        progress(len(train) + 1, len(train) + 1)
+
+    def predict(self, batch: Images) -> Prediction:
+        maps = []
+        for x in self._embeddings(batch):
+            b, _, h, w = x.shape
+            delta = (x.flatten(2) - self.mean).permute(2, 0, 1)  # [h * w, b, dimensions]
+            distance = ((delta @ self.inverse) * delta).sum(2).clamp_min(0).sqrt().T.reshape(b, 1, h, w)
+            full = F.interpolate(distance, self.preprocess.output, mode="bilinear", align_corners=False)
+            maps.append(gaussian_smooth(full[:, 0], self.config.sigma))
+        return Prediction(torch.cat(maps), None)
+
+    def _embeddings(self, images: Images) -> Any:
+        for features in extract(self.net, self.preprocess, images, self.context.device, self.context.features):
+            first, *rest = (features[layer] for layer in self.net.layers)
+            yield torch.cat([first, *(F.interpolate(m, first.shape[-2:]) for m in rest)], 1)[:, self.kept]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": self.kept, "mean": self.mean, "inverse": self.inverse}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.kept, self.mean, self.inverse = (state[k].to(self.context.device) for k in ("kept", "mean", "inverse"))
