@@ -18,12 +18,14 @@ DEMO_PRESET = "demo"
 
 def execute(args: argparse.Namespace) -> int:
     """Run a parsed command; wrong use ends in one line and exit code 2, never in a traceback."""
+    from benchmarks.report.pool import ReportError
+    from benchmarks.report.suites import SuiteError
     from datasets.base import DatasetError
     from models.base import ModelError
 
     try:
         return globals()[f"_{args.command}"](args)
-    except (UsageError, DatasetError, ModelError) as error:
+    except (UsageError, DatasetError, ModelError, ReportError, SuiteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except StoreError as error:
@@ -65,7 +67,7 @@ def _list(args: argparse.Namespace) -> int:
     else:
         from benchmarks.report import suites
 
-        rows = [[f"{s.paper}/{t.id}", t.title] for s in suites.all() for t in s.tables]
+        rows = [[f"{s.paper}/{t.name}", t.title] for s in suites.all() for t in s.tables]
         print(tabulate(rows, headers=["table", "content"]))
     return 0
 

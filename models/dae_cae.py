@@ -18,8 +18,9 @@ from models.nn.noise import Kind, corrupt, picture_generators
 from models.nn.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from models.nn.ssim import ssim
 from models.nn.training import Precision, autocast, key_of, load_pictures, split, train
+from models.nn.vgg import vgg_features
 from models.registry import register
-from models.weights import WeightStore, load_into
+from models.weights import IGNORED, WeightStore, load_into
 
 Encoder = Literal["own", "vgg16", "resnet50"]
 
@@ -77,30 +78,23 @@ class Pretrained(nn.Module):
 
     def __init__(self, name: Encoder, store: WeightStore, fine_grid: bool, normalise: bool) -> None:
         super().__init__()
-        import torchvision
-
         self.normalise = normalise
         if name == "vgg16":
-            net = torchvision.models.vgg16(weights=None)
-            net = nn.ModuleDict({"features": net.features})  # the classifier's 100 million weights are not wanted
             self.channels = 512
-        else:
-            net = torchvision.models.resnet50(weights=None)
-            net.fc = nn.Identity()
-            self.channels = 2048
-        needed = [key for key in net.state_dict() if not key.endswith("num_batches_tracked")]
-        state = store.load(f"{name}.tv_in1k", needed)
+            self.body: nn.Module = vgg_features("vgg16.tv_in1k", store, 30 if fine_grid else None)  # 30: last pooling
+            return
+        from torchvision.models import resnet50
+
+        self.channels = 2048
+        net = resnet50(weights=None)
+        net.fc = nn.Identity()
+        needed = [key for key in net.state_dict() if not key.endswith(IGNORED)]
+        state = store.load("resnet50.tv_in1k", needed)
         if state is not None:
-            load_into(net, state, f"{name}.tv_in1k")
-        if name == "vgg16":
-            self.body: nn.Module = net["features"][:30] if fine_grid else net["features"]  # 30: the last pooling
-        else:
-            if fine_grid:
-                net.layer4[0].conv2.stride = net.layer4[0].downsample[0].stride = (1, 1)
-            self.body = nn.Sequential(*list(net.children())[:-2])
-        for module in self.body.modules():
-            if isinstance(module, nn.ReLU):
-                module.inplace = False  # the penalty differentiates twice through it
+            load_into(net, state, "resnet50.tv_in1k")
+        if fine_grid:
+            net.layer4[0].conv2.stride = net.layer4[0].downsample[0].stride = (1, 1)
+        self.body = nn.Sequential(*list(net.children())[:-2])
 
     def forward(self, x: Tensor) -> Tensor:
         if self.normalise:

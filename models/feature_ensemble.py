@@ -16,13 +16,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from models.base import Config, Context, Detector, Images, ModelError, Prediction, Progress, no_progress
 from models.members import Member, build_members, fit_members, hold_out
 from models.nn.pca import Covariance, loadings, positions, principal_components
 from models.nn.preprocess import Preprocess
+from models.nn.smooth import gaussian_smooth
 from models.nn.training import generator, key_of, own_random_state, train
 from models.registry import register
 from models.simplenet import Discriminator
@@ -52,14 +52,14 @@ class FeatureEnsembleConfig(Config):
     lr: float = 2e-4  # SimpleNet, section 4.1
     weight_decay: float = 1e-5
     size: int = 256  # px, of the anomaly map
-    sigma: float = 4.0  # px at `size`, of the Gaussian that smooths the map, as SimpleNet
+    sigma: float = 4.0  # px at `size`, of the Gaussian that smooths the map, as SimpleNet; 0 for none
     holdout: float = 0.2  # not given to the members where the data have no validation split, see models.members
     keep_gb: float = 4.0  # memory for the members' training maps; what is beyond goes to a file
 
 
 SMALL = {
-    "members": ("patchcore@resnet18", "simplenet@resnet18", "reverse_distillation@resnet18", "ast@resnet18"),
-    "maps": 192, "member_maps": (48,), "hidden": 256, "epochs": 40, "shortened": True,
+    "members": ("patchcore@resnet18", "simplenet@resnet18", "ast@resnet18"),
+    "maps": 192, "member_maps": (64,), "hidden": 256, "epochs": 40, "shortened": True,
 }
 
 
@@ -157,10 +157,8 @@ class FeatureEnsemble(Detector):
         if self.config.adapter:
             vectors = self.head["adapter"](vectors)
         cells = -self.head["discriminator"](vectors).view(len(batch), 1, *joined.shape[-2:])
-        maps = F.interpolate(cells, self.preprocess.output, mode="bilinear", align_corners=False)[:, 0].cpu().numpy()
-        if self.config.sigma > 0:
-            maps = np.stack([gaussian_filter(m, self.config.sigma) for m in maps])
-        return Prediction(torch.from_numpy(maps).float(), cells.flatten(1).amax(1).float().cpu())
+        maps = F.interpolate(cells, self.preprocess.output, mode="bilinear", align_corners=False)[:, 0]
+        return Prediction(gaussian_smooth(maps, self.config.sigma), cells.flatten(1).amax(1))
 
     @torch.no_grad()
     def joined(self, batch: Images) -> Tensor:

@@ -20,8 +20,9 @@ from models.nn.noise import Spread, gaussian, picture_generators
 from models.nn.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from models.nn.ssim import ssim
 from models.nn.training import Best, Precision, autocast, generator, key_of, load_pictures, split, train
+from models.nn.vgg import vgg_features
 from models.registry import register
-from models.weights import WeightStore, load_into
+from models.weights import WeightStore
 
 # Printed for each category; picked by the authors by the result on the test pictures.
 NOISE_RATES = {
@@ -171,17 +172,8 @@ class EncoderDecoder(nn.Module):
 
     def __init__(self, config: GenEncDecConfig, store: WeightStore) -> None:
         super().__init__()
-        import torchvision
-
         self.config = config
-        vgg = nn.ModuleDict({"features": torchvision.models.vgg19(weights=None).features[:19]})
-        state = store.load(VGG, list(vgg.state_dict()))
-        if state is not None:
-            load_into(vgg, state, VGG)
-        layers = vgg["features"]
-        for layer in layers:
-            if isinstance(layer, nn.ReLU):
-                layer.inplace = False
+        layers = vgg_features(VGG, store, BLOCKS[-1][1] + 1)
         self.vgg = nn.ModuleList(layers[first:pool] for first, pool in BLOCKS)
         self.vgg.requires_grad_(config.train_vgg)
         self.pyramid = nn.ModuleList(

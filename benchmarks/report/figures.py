@@ -216,23 +216,24 @@ def critical_difference(ranks: Mapping[str, float], difference: float, path: Pat
     """Mean ranks on a line, best on the left; methods joined by a bar differ by less than the critical difference."""
     order = sorted(ranks, key=lambda m: ranks[m])
     k = len(order)
-    figure = _figure(6.4, 0.3 * k + 1.6)
+    rows = (k + 1) // 2
+    figure = _figure(7.6, 0.26 * rows + 1.5)
     axis = figure.subplots()
     axis.set_axis_off()
-    axis.set_xlim(0.6, k + 0.4)
-    bottom = 0.55 * k + 1.4
-    axis.set_ylim(bottom, -1.2)
+    wide = 0.45 * (k - 1) + 0.4  # room for the names beside the line
+    axis.set_xlim(1 - wide, k + wide)
+    axis.set_ylim(0.55 * rows + 1.2, -1.3)
     axis.plot([1, k], [0, 0], color="black", linewidth=1)
     for tick in range(1, k + 1):
         axis.plot([tick, tick], [-0.12, 0.12], color="black", linewidth=1)
-        axis.text(tick, -0.25, str(tick), ha="center", va="bottom", fontsize=8)
+        axis.text(tick, -0.2, str(tick), ha="center", va="bottom", fontsize=8)
     for i, method in enumerate(order):
-        left = i < (k + 1) // 2
-        y = 1.0 + 0.55 * (i if left else k - 1 - i) + 0.3
-        end = 0.7 if left else k + 0.3
+        left = i < rows
+        y = 1.2 + 0.55 * (i if left else k - 1 - i)
+        end = 0.95 if left else k + 0.05
         axis.plot([ranks[method], ranks[method], end], [0, y, y], color=GREY, linewidth=0.8)
-        axis.text(end, y - 0.06, f"{_plain(method)} ({ranks[method]:.2f})", ha="left" if left else "right", va="bottom",
-                  fontsize=8)
+        axis.annotate(f"{_plain(method)} ({ranks[method]:.2f})", (end, y), xytext=(-3 if left else 3, 0), va="center",
+                      textcoords="offset points", ha="right" if left else "left", fontsize=8)
     level = 0.25
     reach = 0.0
     for i, method in enumerate(order):

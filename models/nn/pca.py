@@ -97,7 +97,7 @@ def principal_components(covariance: Covariance, keep: int | float, scale: Tenso
     if not (isinstance(keep, int) and keep >= 1) and not (isinstance(keep, float) and 0 < keep < 1):
         raise ModelError(f"PCA: keep={keep!r} must be a count of at least 1 or a share of variance between 0 and 1")
     values, vectors = torch.linalg.eigh(matrix)
-    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1).T
     total = float(values.sum())
     if isinstance(keep, float):
         shares = values.cumsum(0) / max(total, torch.finfo(torch.float64).tiny)

@@ -37,7 +37,9 @@ def make_record(
         "dataset_fingerprint": fingerprint,
         "environment": {
             "device": "cpu: test", "finished": finished, "git_commit": "0123abc", "python": "3.11",
-            "libraries": {"torch": "2.11"}, "command": f"python run_benchmark.py run --methods {spec} --datasets {dataset} --categories {category} "
+            "libraries": {"torch": "2.11"},
+            "command": f"python run_benchmark.py run --methods {spec} --datasets {dataset} "
+            f"--categories {category} "
             f"--seeds {seed} --metric-size {size} --weights DIR",
         },
         "training": {"loss": [1.0, 0.5, 0.25]}, "marks": list(marks), "notes": [],

@@ -36,7 +36,6 @@ for (const table of document.querySelectorAll("table.sortable")) {
     button.className = "sorter";
     button.type = "button";
     button.append(...head.childNodes);
-    if (!button.textContent.trim()) button.append("name");
     head.append(button);
     button.addEventListener("click", () => {
       const down = head.getAttribute("aria-sort") !== "descending" && column > 0;
