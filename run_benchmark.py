@@ -65,6 +65,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("methods", nargs="+", metavar="M[@PRESET]")
     sub.add_argument("--datasets", nargs="+", required=True, metavar="D")
     sub.add_argument("--metric", default=None, metavar="KEY", help="metric key (image and pixel AUROC, AUPRO)")
+    sub.add_argument("--plot", type=Path, default=None, metavar="DIR", help="also write a plot per metric here")
+    sub.add_argument("--mixed", action="store_true", help="allow records of several protocols, labelled")
     sub.add_argument("--format", choices=("md", "latex", "csv", "html"), default="md")
 
     sub = commands.add_parser("check", help="compare records with a baseline; 1 = regression", parents=[shared])

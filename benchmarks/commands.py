@@ -232,10 +232,10 @@ def _reproduce(args: argparse.Namespace) -> int:
     code, records = (0, []) if not plan.jobs else _launch(args, plan)
     folder = Path(args.results) / "tables"
     for paper in papers:
-        written = tables.write_suite(paper, records, folder, only=args.table)
+        written = tables.write_suite(paper, records, folder, only=args.table, quick=args.quick or None)
         _say(f"{paper}: {len(written)} files in {folder / paper}")
         if len(papers) == 1:
-            print(tables.suite_text(paper, records, only=args.table))
+            print(tables.suite_text(paper, records, only=args.table, quick=args.quick or None))
     return code
 
 
@@ -264,7 +264,13 @@ def _compare(args: argparse.Namespace) -> int:
 
     specs = ["@".join(registry.parse(m)) for m in args.methods]
     records = [r for r in _records(args) if r["unit"]["dataset"] in args.datasets]
-    print(compare.compare(records, specs, metric=args.metric, fmt=args.format))
+    print(compare.compare(records, specs, metric=args.metric, fmt=args.format, mixed=args.mixed))
+    if args.plot:
+        args.plot.mkdir(parents=True, exist_ok=True)
+        for one in compare.comparisons(records, specs, metric=args.metric, mixed=args.mixed):
+            name = re.sub(r"[^\w.@-]+", "_", f"{one.metric}.png")
+            compare.plot(one, args.plot / name)
+            _say(f"plot written to {args.plot / name}")
     return 0
 
 
@@ -274,9 +280,24 @@ def _report(args: argparse.Namespace) -> int:
     out = args.out or Path(args.results) / "report"
     store = Store(Path(args.results))
     records = store.records(failed=True)
-    index = html.write(out, records, results=Path(args.results), broken=dict(store.broken), mixed=args.mixed)
+    index = html.write(
+        out, records, results=Path(args.results), broken=dict(store.broken), mixed=args.mixed,
+        samples=lambda dataset, category: _samples(args, dataset, category),
+    )
     print(index)
     return 0
+
+
+def _samples(args: argparse.Namespace, dataset: str, category: str) -> dict[str, tuple[Path, tuple[Path, ...]]]:
+    """Picture and mask files by name, for figures; nothing when the data are not here (records may be from elsewhere)."""
+    import datasets
+    from datasets.base import DatasetError
+
+    root = Path(args.results) / "demo_data" if dataset in DEMO_DATASETS else args.data_root
+    try:
+        return {s.name: (s.path, s.masks) for s in datasets.load(dataset, category, root).test}
+    except DatasetError:
+        return {}
 
 
 # ---------------------------------------------------------------- regression gate

@@ -2,29 +2,27 @@
 
 What comes from anomalib: network definitions, losses, map generators. What does not: its Engine, default weights,
 pre- and post-processing, image scores and running normalisation. Every frozen backbone is ours, loaded by exact tag.
-anomalib takes seconds to import and is imported when a method is built. PatchCore, PaDiM and the rest of anomalib's models
-have files of their own (`patchcore`, `padim`, `anomalib_generic`).
+anomalib takes seconds to import and is imported when a method is built. PatchCore, PaDiM, EfficientAD and
+SuperSimpleNet have files of their own; `anomalib_generic` has the rest of anomalib's models.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW
-from torch.optim.lr_scheduler import MultiStepLR, StepLR
+from torch.optim import SGD, Adam
+from torch.optim.lr_scheduler import MultiStepLR
 
 from models.base import Context, Detector, Images, ModelError, Prediction, Progress, no_progress
 from models.features import backbone, extract
 from models.nn.smooth import gaussian_smooth
 from models.nn.trained import Trained, TrainedConfig
-from models.nn.training import generator, split
+from models.nn.training import generator
 from models.registry import register
-from models.weights import load_into
 
 RESNET18 = "resnet18.tv_in1k"
 WIDE50 = "wide_resnet50_2.tv_in1k"
@@ -198,8 +196,8 @@ class ReverseDistillation(Trained):
 
     def __init__(self, config: ReverseDistillationConfig, context: Context) -> None:
         super().__init__(config, context)
-        from anomalib.models.image.reverse_distillation.components.bottleneck import get_bottleneck_layer
-        from anomalib.models.image.reverse_distillation.components.de_resnet import get_decoder
+        from anomalib.models.components.backbone import get_decoder
+        from anomalib.models.image.reverse_distillation.components import get_bottleneck_layer
 
         self.teacher = backbone(config.backbone, STAGES, context.weights, context.device)
         name = config.backbone.partition(".")[0]
@@ -295,7 +293,7 @@ class CsFlow(Trained):
             z, jacobian = self.trained["flow"]([scale[indices] for scale in scales])
             flat = torch.cat([part.flatten(1) for part in z], 1)
             # anomalib's coupling sums log-determinants over the batch; the likelihood needs their mean
-            return (0.5 * flat.square().sum(1).mean() - jacobian / len(indices)) / flat.shape[1]
+            return (0.5 * flat.square().sum(1).mean() - jacobian.mean() / len(indices)) / flat.shape[1]
 
         optimizer = ClippedAdam(self._parameters(), self.config.lr, (0.5, 0.9), eps=1e-4, weight_decay=1e-5)
         return self._train(step, [optimizer], len(train), progress)
@@ -410,7 +408,8 @@ class Ganomaly(Trained):
 
         model = GanomalyModel((config.size, config.size), 3, config.features, config.latent)
         for module in model.modules():  # anomalib's own call reaches only the top module
-            model.weights_init(module) if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d) else None
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
+                model.weights_init(module)
         self._trained(generator=model.generator, discriminator=model.discriminator)
 
     def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
@@ -437,163 +436,3 @@ class Ganomaly(Trained):
     def predict(self, batch: Images) -> Prediction:
         _, code, code_of_fake = self.trained["generator"](self.preprocess(batch, self.context.device) * 2 - 1)
         return Prediction(None, (code - code_of_fake).square().flatten(1).mean(1))
-
-
-@dataclass(frozen=True, kw_only=True)
-class EfficientAdConfig(TrainedConfig):
-    """Batzner et al., WACV 2024, Sec. 3 and 4, App. A; one picture a step."""
-
-    model: Literal["small", "medium"] = "small"
-    steps: int = 70_000
-    train_batch: int = 1
-    lr: float = 1e-4  # a tenth of it for the last 5 % of the steps
-    penalty: str | None = None  # folder of natural pictures (ImageNet in the paper), or 'embedded'
-
-
-@register("efficientad", presets={
-    "small": EfficientAdConfig(),
-    "medium": EfficientAdConfig(model="medium"),
-    "demo": EfficientAdConfig(steps=20, penalty="embedded", shortened=True),
-})
-class EfficientAd(Trained):
-    """EfficientAD: student and autoencoder against a small pretrained teacher"""
-
-    Config = EfficientAdConfig
-    config: EfficientAdConfig
-    normalise = False  # the networks do it themselves
-
-    def __init__(self, config: EfficientAdConfig, context: Context) -> None:
-        super().__init__(config, context)
-        if config.size < 256:
-            raise ModelError(f"efficientad: size={config.size}; its autoencoder needs at least 256")
-        from anomalib.models.image.efficient_ad.torch_model import EfficientAdModel, EfficientAdModelSize
-
-        model = EfficientAdModel(model_size=EfficientAdModelSize(config.model))
-        tag = f"pretrained_teacher_{config.model}"  # the file name in anomalib's release of these weights
-        state = context.weights.load(tag, model.teacher.state_dict())
-        if state is not None:
-            load_into(model.teacher, state, tag)
-        model.requires_grad_(False)
-        self._trained(model=model)
-
-    def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
-        from models.nn.textures import Textures
-
-        config, model = self.config, self.trained["model"]
-        natural = Textures(config.penalty, (2 * config.size, 2 * config.size))
-        pictures = self._pictures(train)
-        if validation is not None and len(validation):
-            held, used = self._pictures(validation), pictures
-        else:
-            kept, out = split(len(pictures), 0.1, self.context, minimum=2)
-            held, used = pictures[out], pictures[kept]
-        self._teacher_statistics(used)
-        own = generator(self.context, "penalty")
-        low, high = config.size // 2, config.size // 2 + config.size
-
-        def step(indices: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
-            other = natural.draw(1, own)[..., low:high, low:high].to(used.device)
-            if torch.rand(1, generator=own) < 0.3:
-                other = other.mean(1, keepdim=True).expand_as(other)
-            student, autoencoder, both = model(used[indices], other)
-            return {"loss": student + autoencoder + both}
-
-        model.student.requires_grad_(True)
-        model.ae.requires_grad_(True)
-        epochs = max(1, round(config.steps / len(used)))
-        optimizer = Adam([*model.student.parameters(), *model.ae.parameters()], config.lr, weight_decay=1e-5)
-        schedule = StepLR(optimizer, max(1, int(0.95 * epochs)), 0.1)
-        log = self._train(step, [optimizer], len(used), progress, schedulers=[schedule], epochs=epochs)
-        self._quantiles(held)
-        return {**log, "penalty": natural.describe()}
-
-    @torch.no_grad()
-    def _teacher_statistics(self, pictures: Tensor) -> None:
-        """Mean and standard deviation of each channel of the teacher over the training pictures."""
-        model, sums, squares, count = self.trained["model"], 0.0, 0.0, 0
-        for x in pictures.split(1):
-            y = model.teacher(x).double()
-            sums, squares = sums + y.sum((0, 2, 3)), squares + y.square().sum((0, 2, 3))
-            count += y[:, 0].numel()
-        mean = sums / count
-        model.mean_std["mean"].copy_(mean.view(1, -1, 1, 1))
-        model.mean_std["std"].copy_((squares / count - mean.square()).clamp_min(1e-12).sqrt().view(1, -1, 1, 1))
-
-    @torch.no_grad()
-    def _quantiles(self, pictures: Tensor) -> None:
-        """Both maps' 0.9 and 0.995 quantiles over pictures held back, for their common scale."""
-        model = self.trained["model"]
-        for part, maps in zip(("st", "ae"), zip(*map(model.get_maps, pictures.split(1)), strict=True), strict=True):
-            values = torch.cat(maps).flatten().cpu().numpy()
-            for key, q in ((f"qa_{part}", 0.9), (f"qb_{part}", 0.995)):
-                model.quantiles[key].copy_(torch.tensor(float(np.quantile(values, q))))
-
-    @torch.no_grad()
-    def predict(self, batch: Images) -> Prediction:
-        result = self.trained["model"](self.preprocess(batch, self.context.device))
-        return Prediction(result.anomaly_map[:, 0], None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SuperSimpleNetConfig(TrainedConfig):
-    """Rolih et al., ICPR 2024, Sec. 4.2, unsupervised; the last epoch is kept."""
-
-    backbone: str = WIDE50
-    layers: tuple[str, ...] = ("layer2", "layer3")
-    epochs: int = 300
-    lr: float = 1e-4  # of the adaptor, twice that of the heads; times 0.4 after 80 % and 90 % of the epochs
-    threshold: float = 0.2  # of the Perlin noise
-
-
-@register("supersimplenet", presets={
-    "wrn50": SuperSimpleNetConfig(),
-    "resnet18": SuperSimpleNetConfig(backbone=RESNET18),
-    "demo": SuperSimpleNetConfig(backbone=RESNET18, size=128, epochs=6, train_batch=8, shortened=True),
-})
-class SuperSimpleNet(Trained):
-    """SuperSimpleNet: noise in feature space teaches a segmentation and a classification head"""
-
-    Config = SuperSimpleNetConfig
-    config: SuperSimpleNetConfig
-
-    def __init__(self, config: SuperSimpleNetConfig, context: Context) -> None:
-        super().__init__(config, context)
-        from anomalib.models.image.supersimplenet import torch_model as parts
-
-        self.net = backbone(config.backbone, config.layers, context.weights, context.device)
-        channels = sum(self.net.channels.values())
-        self.noise = parts.AnomalyGenerator(0, 0.015, config.threshold)
-        self._trained(adaptor=parts.FeatureAdapter(channels),
-                      heads=parts.SegmentationDetectionModule(channels, stop_grad=True))
-
-    @torch.no_grad()
-    def _features(self, x: Tensor) -> Tensor:
-        maps = list(self.net(x).values())
-        size = [2 * side for side in maps[0].shape[-2:]]
-        return F.avg_pool2d(torch.cat([F.interpolate(m, size, mode="bilinear") for m in maps], 1), 3, 1, 1)
-
-    def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
-        from anomalib.models.image.supersimplenet.loss import SSNLoss
-
-        pictures, loss, lr = self._pictures(train), SSNLoss(), self.config.lr
-        adaptor, heads = self.trained["adaptor"], self.trained["heads"]
-
-        def step(indices: Tensor, noise: torch.Generator) -> Tensor:
-            features = self._features(pictures[indices])
-            empty = features.new_zeros(len(features), 1, *features.shape[-2:])
-            noised, adapted, masks, labels = self.noise(features, adaptor(features), empty, empty[:, 0, 0, 0])
-            maps, scores = heads(seg_features=adapted, cls_features=noised)
-            return loss(maps, scores, masks, labels)
-
-        optimizer = AdamW([{"params": adaptor.parameters(), "lr": lr},
-                           {"params": heads.parameters(), "lr": 2 * lr, "weight_decay": 1e-5}])
-        milestones = [int(self.config.epochs * share) for share in (0.8, 0.9)]
-        return self._train(step, [optimizer], len(train), progress, schedulers=[MultiStepLR(optimizer, milestones, 0.4)])
-
-    @torch.no_grad()
-    def predict(self, batch: Images) -> Prediction:
-        features = self._features(self.preprocess(batch, self.context.device))
-        adapted = self.trained["adaptor"](features)
-        maps, scores = self.trained["heads"](seg_features=adapted, cls_features=features)  # logits, no sigmoid
-        full = F.interpolate(maps, self.preprocess.output, mode="bilinear")
-        return Prediction(gaussian_smooth(full[:, 0], 4.0), scores)

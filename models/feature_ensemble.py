@@ -58,7 +58,7 @@ class FeatureEnsembleConfig(Config):
 
 
 SMALL = {
-    "members": ("patchcore@resnet18", "simplenet@resnet18", "ast@resnet18"),
+    "members": ("patchcore@resnet18", "simplenet@resnet18", "ast@quick"),
     "maps": 192, "member_maps": (64,), "hidden": 256, "epochs": 40, "shortened": True,
 }
 

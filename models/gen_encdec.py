@@ -245,7 +245,7 @@ class EncoderDecoder(nn.Module):
     "gen_encdec",
     presets={
         "paper": GenEncDecConfig(),
-        "quick": GenEncDecConfig(size=128, epochs=30, stop_from=15, patience=10, lr=3e-4, shortened=True),
+        "quick": GenEncDecConfig(size=128, epochs=20, stop_from=5, patience=10, lr=3e-4, shortened=True),
         "no_noise": GenEncDecConfig(noise_rate=0.0),
         "no_attention": GenEncDecConfig(skip_attention=False),
         "no_pyramid": GenEncDecConfig(pyramid=False),

@@ -46,7 +46,7 @@ class ScoreEnsembleConfig(Config):
     textures: str = EMBEDDED  # folder of natural pictures for the artificial anomalies
 
 
-RESNET18 = {"members": ("patchcore@resnet18", "simplenet@resnet18", "ast@resnet18")}
+RESNET18 = {"members": ("patchcore@resnet18", "simplenet@resnet18", "ast@quick")}
 
 
 @register("score_ensemble", presets={

@@ -257,7 +257,8 @@ def normality_target(
 
 def estimator_loss(weights: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """Eq. 2: binary cross entropy of W' [B, C] with soft targets, mean over the batch and mean or sum over C."""
-    loss = F.binary_cross_entropy(weights, target, reduction="none")
+    # torch's own function stops at NaN with an error that names no epoch; the limit of -100 is torch's
+    loss = -(target * weights.log().clamp_min(-100) + (1 - target) * torch.log1p(-weights).clamp_min(-100))
     return (loss.mean(1) if reduction == "mean" else loss.sum(1)).mean()
 
 

@@ -144,7 +144,7 @@ def escape_markdown(text: str) -> str:
     """Text that GitHub shows as it is: no markup, no HTML, no end of cell."""
     out = []
     for i, c in enumerate(text):
-        if c in "*`[]~":
+        if c in "\\|*`[]~":
             out.append("\\" + c)
         elif c == "_" and not (0 < i < len(text) - 1 and text[i - 1].isalnum() and text[i + 1].isalnum()):
             out.append("\\_")

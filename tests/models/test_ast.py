@@ -154,7 +154,7 @@ def test_bottle_with_resnet18(real: Path) -> None:
         return [np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.glob(pattern))]
 
     torch.manual_seed(0)
-    detector = Ast(registry.config("ast@resnet18", {"epochs": "2"}), context(weights=real / "weights"))
+    detector = Ast(registry.config("ast@quick", {"epochs": "2"}), context(weights=real / "weights"))
     detector.fit(load("train/good/*.png"), None)
     good, bad = load("test/good/*.png"), load("test/broken_large/*.png")
     scores = torch.cat([detector.predict([picture]).score for picture in good + bad])

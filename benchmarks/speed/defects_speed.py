@@ -1,0 +1,123 @@
+"""Times of artificial defects, of superpixels, and of TSDN's and RB-AE's inference and training steps.
+
+    python -m benchmarks.speed.defects_speed [--device cuda] [--only defects inference steps] [--pictures 83]
+
+Weights are random and pictures are noise: neither changes the times. Medians; run it on an otherwise idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from models import registry
+from models.base import Context
+from models.nn import perlin
+from models.nn.superpixels import fill, superpixels
+from models.nn.textures import EMBEDDED, Textures
+from models.weights import WeightStore
+
+
+def median_ms(call: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Median duration of `call` in milliseconds after two calls that do not count."""
+    found = []
+    for index in range(repeats + 2):
+        start = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if index > 1:
+            found.append((time.perf_counter() - start) * 1000)
+    return statistics.median(found)
+
+
+def defects(device: torch.device) -> None:
+    """A batch of 8: Perlin mask, texture, paste at 256 px; SLIC of one picture and filling at 352 px."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(8, 3, 256, 256, device=device)
+    source = Textures(EMBEDDED, (256, 256))
+    textures = source.draw(8, generator)
+    for name, call in {
+        "Perlin masks": lambda: perlin.perlin_mask((8, 256, 256), generator, device),
+        "texture operations": lambda: perlin.augment(textures.to(device), generator),
+        "drawing textures, decoded before": lambda: source.draw(8, generator),
+        "artificial defects in all, target 20": lambda: perlin.artificial_defects(images, textures, generator),
+    }.items():
+        for _ in range(50):
+            source.draw(8, generator)  # all decoded
+        print(f"{name:40s} {median_ms(call, device, 60):8.2f} ms")
+    large = torch.nn.functional.interpolate(torch.rand(8, 3, 40, 40), 352, mode="bicubic").clamp(0, 1)
+    labels = torch.stack([superpixels(picture) for picture in large]).to(device)
+    large = large.to(device)
+    print(f"{'SLIC of one picture, once a training':40s} {median_ms(lambda: superpixels(large[0]), device, 5):8.2f} ms")
+    print(f"{'filling superpixels, every step':40s} "
+          f"{median_ms(lambda: fill(large, labels, generator), device, 30):8.2f} ms")
+
+
+def build(spec: str, device: torch.device, settings: dict[str, str]) -> object:
+    config = registry.config(spec, settings)
+    torch.manual_seed(0)
+    context = Context(device, 0, WeightStore("none"))
+    return registry.method_class(registry.parse(spec)[0])(config, context)
+
+
+def inference(device: torch.device, count: int) -> None:
+    """Both methods at 256 px and at their own size, in batches as the harness forms them."""
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (256, 256, 3), dtype=np.uint8) for _ in range(count)]
+    for spec, size in (("rb_ae@paper", 256), ("tsdn@paper", 256), ("tsdn@paper", 352)):
+        detector = build(spec, device, {"size": str(size)})
+        if spec.startswith("rb_ae"):
+            detector.load_state_dict({**detector.state_dict(), "reference": torch.rand(1, 3, size, size)})
+        batch = detector.config.batch
+        detector.predict(pictures[:batch])
+        start = time.perf_counter()
+        for first in range(0, count, batch):
+            float(detector.predict(pictures[first : first + batch]).score.sum())
+        seconds = time.perf_counter() - start
+        print(f"{spec:12s} {size} px: {count} pictures in {seconds:.1f} s, {count / seconds:.2f} per second (target 90 s)")
+
+
+def steps(device: torch.device) -> None:
+    """A training step of each phase, and which part of it is data: defects or filling."""
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (256, 256, 3), dtype=np.uint8) for _ in range(8)]
+    for spec, settings in (
+        ("rb_ae@paper", {"textures": EMBEDDED, "epochs_phase1": "4", "epochs_phase2": "4"}),
+        ("rb_ae@quick", {"epochs_phase1": "4", "epochs_phase2": "4"}), ("tsdn@paper", {"epochs": "4"}),
+        ("tsdn@quick", {"epochs": "4"}),
+    ):
+        marks: list[float] = []
+        log = build(spec, device, settings).fit(
+            pictures, None, lambda done, total, /, marks=marks, **values: marks.append(time.perf_counter())
+        )
+        taken = np.diff(marks)
+        phases = (taken[1:3], taken[4:]) if spec.startswith("rb_ae") else (taken[1:],)
+        said = ", ".join(f"{np.median(phase):.3f} s" for phase in phases)
+        print(f"{spec:12s} step of 8 pictures: {said}   {log.get('superpixels', '')}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", nargs="+", choices=["defects", "inference", "steps"],
+                        default=["defects", "inference", "steps"])
+    parser.add_argument("--pictures", type=int, default=83)
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    if "defects" in arguments.only:
+        defects(device)
+    if "inference" in arguments.only:
+        inference(device, arguments.pictures)
+    if "steps" in arguments.only:
+        steps(device)
+
+
+if __name__ == "__main__":
+    main()
