@@ -260,6 +260,7 @@ def _table(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     from benchmarks.report import compare
+    from benchmarks.report.pool import pool
     from models import registry
 
     specs = ["@".join(registry.parse(m)) for m in args.methods]
@@ -267,7 +268,7 @@ def _compare(args: argparse.Namespace) -> int:
     print(compare.compare(records, specs, metric=args.metric, fmt=args.format, mixed=args.mixed))
     if args.plot:
         args.plot.mkdir(parents=True, exist_ok=True)
-        for one in compare.comparisons(records, specs, metric=args.metric, mixed=args.mixed):
+        for one in compare.comparisons(pool(records), specs, [args.metric] if args.metric else None, args.mixed):
             name = re.sub(r"[^\w.@-]+", "_", f"{one.metric}.png")
             compare.plot(one, args.plot / name)
             _say(f"plot written to {args.plot / name}")
@@ -289,7 +290,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _samples(args: argparse.Namespace, dataset: str, category: str) -> dict[str, tuple[Path, tuple[Path, ...]]]:
-    """Picture and mask files by name, for figures; nothing when the data are not here (records may be from elsewhere)."""
+    """Picture and mask files by name, for figures; nothing when the data are not on this machine."""
     import datasets
     from datasets.base import DatasetError
 

@@ -132,7 +132,7 @@ def plan_units(
         jobs += [
             Job(
                 unit=Unit(data[0].dataset, category, method, preset, seed), config=config,
-                config_hash=digest([method, config_dict(config)]), modified=modified, fingerprint=data[1],
+                config_hash=_config_hash(method, config), modified=modified, fingerprint=data[1],
                 protocol=protocol, data_root=Path(options.data_root).resolve(),
                 results=Path(options.results).resolve(), weights=weights, device=options.device,
                 keep_maps=options.keep_maps, cache_dir=options.cache_dir, cache_size=options.cache_size,
@@ -159,6 +159,20 @@ def _config(spec: str, settings: Mapping[str, str]) -> tuple[str, str, Config, b
     except ModelError as error:
         raise UsageError(str(error)) from error
     return method, preset, config, config != plain
+
+
+def _config_hash(method: str, config: Config) -> str:
+    """Hash of the settings; an ensemble's covers those of its members, whose presets may change on their own."""
+    members = getattr(config, "members", ())
+    if not members:
+        return digest([method, config_dict(config)])
+    from models.members import parse_members
+
+    try:
+        parts = [[spec, config_dict(member)] for spec, _, member in parse_members(members, method)]
+    except ModelError as error:
+        raise UsageError(str(error)) from error
+    return digest([method, config_dict(config), parts])
 
 
 def _for_method(settings: Mapping[str, str], method: str) -> dict[str, str]:

@@ -195,7 +195,8 @@ def _run(
             features=shared.features,
             extras={
                 "dataset": category.dataset, "category": category.name, "members": shared.members,
-                "member_dir": None,
+                "member_dir": job.unit.path(job.results / "members").parent.parent
+                / f"seed{job.unit.seed}-{job.fingerprint[:10]}",
             },
         )
         detector = registry.method_class(job.unit.method)(job.config, context)
@@ -244,9 +245,19 @@ def _marks(job: Job, weights: dict[str, Any], notes: Sequence[str]) -> list[str]
 
 
 def _pictures(category: Any, job: Job, report: Report) -> tuple[dict[str, Any], list[str]]:
-    from datasets.base import Pictures
+    """The pictures of each split, decoded once for all units of the category, and what kept that from happening."""
+    from datasets.cache import cached
 
-    return {split: Pictures(getattr(category, split)) for split in ("train", "validation", "test")}, []
+    splits = {split: getattr(category, split) for split in ("train", "validation", "test")}
+    together, warning = cached(
+        [sample for samples in splits.values() for sample in samples], job.fingerprint, job.cache_dir, job.cache_size,
+        lambda done, total: report("decode", done, total, {}),
+    )
+    pictures, start = {}, 0
+    for split, samples in splits.items():
+        pictures[split] = together[start : start + len(samples)]
+        start += len(samples)
+    return pictures, [warning] if warning else []
 
 
 def maps_dir(job: Job) -> Path:

@@ -35,7 +35,9 @@ def absent(dataset: str, data_root: Path) -> tuple[str, ...]:
     """Official categories of a public dataset that are not under the data root."""
     from datasets.catalog import OFFICIAL
 
-    return tuple(c for c in OFFICIAL.get(dataset, {}) if c not in find(dataset, data_root))
+    official = OFFICIAL.get(dataset, {})
+    found = find(dataset, data_root) if official else {}
+    return tuple(c for c in official if c not in found)
 
 
 def load(dataset: str, category: str, data_root: Path):

@@ -11,7 +11,12 @@ from PIL import Image, UnidentifiedImageError
 from datasets.base import DatasetError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
-MAX_PIXELS = 200_000_000  # a larger header is taken for a decompression bomb
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # nothing else is tried: other decoders are no one's need and a risk
+MAX_PIXELS = 100_000_000  # a larger header is taken for a decompression bomb
+
+# Pillow warns of large pictures and of odd tags; the bound above and the decoding itself decide.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def is_picture(path: Path) -> bool:
@@ -21,20 +26,20 @@ def is_picture(path: Path) -> bool:
 
 def _open(path: Path) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large pictures; the bound below decides
-            image = Image.open(path)
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise DatasetError(f"{path}: {width} x {height} pixels are more than {MAX_PIXELS}; refused")
-            image.load()
-            return image
+        image = Image.open(path, formats=FORMATS)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise Image.DecompressionBombError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
+        if not width * height:
+            raise ValueError("no pixels")
+        image.load()
+        return image
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file") from None
-    except DatasetError:
-        raise
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{path}: not a picture that can be read ({error}); replace or remove it") from error
+    except Image.DecompressionBombError as error:
+        raise DatasetError(f"{path}: refused as too large ({error})") from error
+    except UnidentifiedImageError as error:
+        raise DatasetError(f"{path}: no PNG, JPEG, BMP or TIFF picture; replace or remove it") from error
     except Exception as error:  # decoders raise many kinds for damaged files
         raise DatasetError(f"{path}: damaged or cut short ({error}); replace or remove it") from error
 
@@ -44,35 +49,58 @@ def decode(path: Path) -> np.ndarray:
 
     Grey is repeated over three channels; 16 bit is divided by 257; a palette is looked up; alpha is dropped, not
     blended, since inspection pictures carry no meaning in it; an EXIF orientation is left as stored, because masks are.
-    Raises DatasetError naming the file when it is absent, no picture, damaged or absurdly large.
+    Raises DatasetError naming the file when it is absent, no picture, damaged, absurdly large or of floats.
     """
-    image = _open(path)
-    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I", "F"):
-        array = np.asarray(image).astype(np.float64)
-        if image.mode == "F" and not np.isfinite(array).all():
-            raise DatasetError(f"{path}: holds values that are not finite")
-        top = 65535.0 if array.size and array.max() > 255 else 255.0
-        grey = np.rint(array.clip(0, top) * (255.0 / top)).astype(np.uint8)
+    return _rgb(path, _open(path))
+
+
+def _rgb(path: Path, image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):
+        grey = np.rint(_deep(path, image) / 257).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.array(image.convert("RGB"), dtype=np.uint8)
+    if image.mode == "F":
+        raise DatasetError(f"{path}: holds floats, whose range nobody states; convert it to 8 or 16 bit")
+    try:
+        if "transparency" in image.info:
+            image = image.convert("RGBA")
+        return np.array(image.convert("RGB"), dtype=np.uint8)
+    except Exception as error:
+        raise DatasetError(f"{path}: mode {image.mode} cannot be read as RGB ({error}); convert it") from error
+
+
+def _deep(path: Path, image: Image.Image) -> np.ndarray:
+    """Grey of more than 8 bit as int64 [H, W], 0 to 65535."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise DatasetError(f"{path}: values from {values.min()} to {values.max()} do not fit 16 bit; convert it")
+    return values
 
 
 def decode_mask(path: Path) -> np.ndarray:
-    """Mask values as stored, uint8 [H, W]; a colour mask gives the largest of its channels, 16 bit is scaled."""
+    """Mask values as stored, uint8 [H, W].
+
+    16 bit above 255 is divided by 257, a colour mask gives the largest of its channels, and a JPEG, whose values are
+    blurred, is cut at half. Of a palette the colours count where they are grey (a tool made a grey file smaller), else
+    the indices. Raises DatasetError as `decode` does.
+    """
     image = _open(path)
-    if image.mode in ("1", "L", "P"):
-        # palette indices are the values: LOCO stores its pixel values so when a tool made the file smaller
-        return np.array(image.convert("L") if image.mode == "1" else image, dtype=np.uint8)
-    return decode(path).max(axis=2) if image.mode not in ("LA", "RGBA") else np.array(
-        image.convert("RGBA"), dtype=np.uint8)[..., :3].max(axis=2)
+    if image.mode == "L" and image.format != "JPEG":
+        return np.array(image)
+    if image.mode == "P":
+        indices, colours = np.array(image), _rgb(path, image)
+        grey = (colours == colours[..., :1]).all()
+        return colours[..., 0].copy() if grey else indices
+    if image.mode.startswith("I"):
+        values = _deep(path, image)
+        return (values if values.max() <= 255 else np.rint(values / 257)).astype(np.uint8)
+    values = _rgb(path, image).max(axis=2)
+    return np.where(values > 127, 255, 0).astype(np.uint8) if image.format == "JPEG" else values
 
 
 def picture_size(path: Path) -> tuple[int, int]:
     """(width, height) from the header; (0, 0) when the file cannot be read, which decoding reports later."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return image.size
     except Exception:
         return 0, 0

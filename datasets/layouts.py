@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,18 +17,26 @@ from datasets.base import Category, Channel, DatasetError, Defect, Sample
 from datasets.images import decode_mask, is_picture
 
 CONFIG = "defects_config.json"
+DEFECT_KEYS = ("defect_name", "pixel_value", "saturation_threshold", "relative_saturation")
 
 
 def folders(path: Path) -> list[Path]:
-    """Visible folders in name order."""
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    """Visible folders in name order. Raises DatasetError when the folder cannot be listed."""
+    return [p for p in _entries(path) if not p.name.startswith(".") and p.is_dir()]
 
 
 def pictures(path: Path) -> list[Path]:
     """Pictures directly in a folder, in name order; hidden and foreign files are passed over."""
     if not path.is_dir():
         return []
-    return sorted(p for p in path.iterdir() if is_picture(p) and p.is_file())
+    return [p for p in _entries(path) if is_picture(p) and p.is_file()]
+
+
+def _entries(path: Path) -> list[Path]:
+    try:
+        return sorted(path.iterdir())
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be listed ({error.strerror})") from error
 
 
 def is_category(path: Path) -> bool:
@@ -92,29 +103,30 @@ def _defects(root: Path) -> tuple[Defect, ...]:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DatasetError(f"{path}: missing; a LOCO category needs it for its saturation thresholds") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DatasetError(f"{path}: cannot be read as JSON ({error})") from error
-    defects = []
-    try:
-        for entry in raw:
-            name, value, threshold = entry["defect_name"], entry["pixel_value"], entry["saturation_threshold"]
-            defects += [Defect(str(name), int(value), float(threshold), bool(entry["relative_saturation"]))]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DatasetError(
-            f"{path}: entry {len(defects)} is broken ({type(error).__name__}: {error}); each needs defect_name, "
-            "pixel_value, saturation_threshold, relative_saturation"
-        ) from error
-    for defect in defects:
-        top = 1.0 if defect.relative else float("inf")
-        if not (0 < defect.pixel_value <= 255 and 0 < defect.saturation_threshold <= top):
-            raise DatasetError(
-                f"{path}: {defect.name!r} has pixel value {defect.pixel_value} and saturation threshold "
-                f"{defect.saturation_threshold}; values are 1..255, a relative threshold lies in (0, 1]"
-            )
+    if not isinstance(raw, list):
+        raise DatasetError(f"{path}: must be a list of defects, each with {', '.join(DEFECT_KEYS)}")
+    defects = tuple(_defect(path, i, entry) for i, entry in enumerate(raw))
     values = [d.pixel_value for d in defects]
     if len(set(values)) != len(values):
         raise DatasetError(f"{path}: a pixel value is used twice: {sorted(values)}")
-    return tuple(defects)
+    return defects
+
+
+def _defect(path: Path, index: int, entry: Any) -> Defect:
+    if not isinstance(entry, dict) or not set(DEFECT_KEYS) <= set(entry):
+        raise DatasetError(f"{path}: entry {index} is broken; each needs {', '.join(DEFECT_KEYS)}")
+    name, value, threshold, relative = (entry[key] for key in DEFECT_KEYS)
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (value, threshold))
+    if not (isinstance(name, str) and isinstance(relative, bool) and numbers and value in range(1, 256)
+            and 0 < threshold <= (1 if relative else 1e18)):
+        raise DatasetError(
+            f"{path}: entry {index} is broken: {name!r} has pixel value {value!r}, saturation threshold {threshold!r} "
+            f"and relative_saturation {relative!r}; values are 1..255, a relative threshold lies in (0, 1], an "
+            "absolute one is a number of pixels, and relative_saturation is true or false"
+        )
+    return Defect(name, int(value), float(threshold), relative)
 
 
 def truth(category: Category, sample: Sample, size: tuple[int, int]) -> np.ndarray | tuple[Channel, ...]:
@@ -159,8 +171,9 @@ def _channel(category: Category, sample: Sample, path: Path, size: tuple[int, in
 def fingerprint(category: Category, memory: Path | None = None) -> str:
     """sha256 over the names and contents of every file of the category; 64 hex digits.
 
-    memory: a JSON file that remembers content hashes by path, size and time of change, so that unchanged files are not
-    read again; it is read and rewritten, and left alone when it cannot be.
+    memory: a JSON file that remembers content hashes by path, size and times of change, so that unchanged files are not
+    read again; it is read and rewritten, and left alone when it cannot be. A file changed within the last two seconds
+    is not remembered: a second change could bear the same time.
     """
     files = [s.path for split in (category.train, category.validation, category.test) for s in split]
     files += [mask for s in category.test for mask in s.masks]
@@ -172,14 +185,15 @@ def fingerprint(category: Category, memory: Path | None = None) -> str:
     def content(path: Path) -> str:
         try:
             stat = path.stat()
-            stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+            stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
             entry = known.get(str(path))
-            if entry and entry[0] == stamp:
+            if isinstance(entry, list) and len(entry) == 2 and entry[0] == stamp and isinstance(entry[1], str):
                 return entry[1]
             value = hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError as error:
             raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
-        fresh[str(path)] = [stamp, value]
+        if max(stamp[1:]) < time.time_ns() - 2_000_000_000:
+            fresh[str(path)] = [stamp, value]
         return value
 
     with ThreadPoolExecutor(4) as pool:
@@ -196,14 +210,11 @@ def _read_memory(memory: Path | None) -> dict[str, Any]:
     try:
         data = json.loads(memory.read_text(encoding="utf-8")) if memory else {}
         return data if isinstance(data, dict) else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 
 def _write_memory(memory: Path, fresh: dict[str, Any]) -> None:
-    import os
-    import tempfile
-
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         # read again: another run may have added its own files meanwhile

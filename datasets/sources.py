@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from os.path import isdir  # unlike Path.is_dir it has no error for absurd names
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ def source(dataset: str, data_root: Path) -> Source:
     """
     if dataset.endswith((".yaml", ".yml")):
         return _from_yaml(Path(dataset))
-    if not data_root.is_dir():
+    if not isdir(data_root):
         raise DatasetError(
             f"--data-root {data_root}: no such folder; it should hold {dataset}/<category>/train/good, or the "
             "categories themselves"
@@ -44,7 +45,7 @@ def source(dataset: str, data_root: Path) -> Source:
     if not dataset or dataset != Path(dataset).name or dataset in (".", ".."):
         raise DatasetError(f"{dataset!r} is no dataset name; use mvtec_ad, mvtec_loco, a folder's name or a YAML file")
     inside = data_root / dataset
-    if inside.is_dir():
+    if isdir(inside):
         found = _categories(inside, OFFICIAL.get(dataset))
         if found:
             return Source(dataset, inside, found)
@@ -83,7 +84,7 @@ def _from_yaml(path: Path) -> Source:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file; it should name a dataset: name, root, categories") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+    except Exception as error:  # besides YAMLError, odd scalars raise ValueError, KeyError, IndexError and others
         raise DatasetError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("name"), str) or not isinstance(raw.get("root"), str):
         raise DatasetError(f"{path}: needs the texts `name:` and `root:`")
@@ -95,7 +96,7 @@ def _from_yaml(path: Path) -> Source:
     if name in OFFICIAL or not name or name != Path(name).name or name in (".", ".."):
         raise DatasetError(f"{path}: name {name!r} is taken or no plain word; give your dataset a name of its own")
     root = root if root.is_absolute() else path.parent / root
-    if not root.is_dir():
+    if not isdir(root):
         raise DatasetError(f"{path}: root {root} is no folder; it should hold <category>/train/good")
     found = _categories(root, None)
     wanted = raw.get("categories")

@@ -109,7 +109,8 @@ class Generic(Detector):
 
         def collate(indices: list[int]) -> Any:
             x = self.input([images[i] for i in indices])
-            return ImageBatch(image=x, gt_label=torch.zeros(len(x), dtype=torch.bool), gt_mask=torch.zeros(x[:, 0].shape))
+            normal = torch.zeros(len(x), dtype=torch.bool)
+            return ImageBatch(image=x, gt_label=normal, gt_mask=torch.zeros(x[:, 0].shape, dtype=torch.bool))
 
         order = torch.Generator().manual_seed(self.context.seed)
         batch = min(self.config.train_batch, len(images))

@@ -25,7 +25,7 @@ from models.nn.preprocess import Preprocess
 from models.nn.smooth import gaussian_smooth
 from models.nn.training import generator, key_of, own_random_state, train
 from models.registry import register
-from models.simplenet import Discriminator
+from models.simplenet import Discriminator, noise_loss
 
 CHUNK = 8  # pictures per pass through the members
 PAIR = ("patchcore", "simplenet")
@@ -57,9 +57,10 @@ class FeatureEnsembleConfig(Config):
     keep_gb: float = 4.0  # memory for the members' training maps; what is beyond goes to a file
 
 
+# at SimpleNet's rate the training loss of so few steps stays near 1, that of a discriminator that has learnt nothing
 SMALL = {
     "members": ("patchcore@resnet18", "simplenet@resnet18", "ast@quick"),
-    "maps": 192, "member_maps": (64,), "hidden": 256, "epochs": 40, "shortened": True,
+    "maps": 192, "member_maps": (64,), "hidden": 256, "epochs": 40, "lr": 1e-3, "shortened": True,
 }
 
 
@@ -73,8 +74,8 @@ SMALL = {
     "resnet18_global": FeatureEnsembleConfig(**SMALL),
     "resnet18_independent": FeatureEnsembleConfig(**SMALL, block="independent"),
     "demo": FeatureEnsembleConfig(
-        members=("patchcore@demo", "simplenet@demo"), grid=16, maps=64, hidden=64, epochs=20, size=128, sigma=2.0,
-        shortened=True,
+        members=("patchcore@demo", "simplenet@demo"), grid=16, maps=64, hidden=64, epochs=40, lr=1e-3, size=128,
+        sigma=2.0, shortened=True,
     ),
 })
 class FeatureEnsemble(Detector):
@@ -125,9 +126,7 @@ class FeatureEnsemble(Detector):
             real = joined[indices.cpu()].to(context.device).float().permute(0, 2, 3, 1).reshape(-1, channels)
             if config.adapter:
                 real = self.head["adapter"](real)
-            fake = real + torch.randn(real.shape, generator=noise, device=real.device) * config.noise_std
-            normal, anomalous = self.head["discriminator"](torch.cat([real, fake])).chunk(2)
-            return (config.margin - normal).clamp_min(0).mean() + (config.margin + anomalous).clamp_min(0).mean()
+            return noise_loss(self.head["discriminator"], real, config.noise_std, config.margin, noise)
 
         optimizer = torch.optim.Adam(self.head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         trained = train(

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,14 +24,6 @@ from models import registry
 from models.base import Config, Context, Detector, Images, ModelError, Progress
 from models.nn.training import split
 from models.weights import WeightStore
-
-
-class FeatureMaps(Protocol):
-    """What a detector offers to be a member of a feature ensemble."""
-
-    def feature_maps(self, batch: Images) -> list[Tensor]:
-        """Maps [B, C, h, w] of the field of view of the detector's input, one per scale."""
-        ...
 
 
 @dataclass
@@ -48,7 +40,7 @@ class Member:
     kept: Any = None  # feature maps of the training pictures, for the next feature ensemble
 
     def features(self, batch: Images) -> list[Tensor]:
-        """The detector's feature maps, checked: float [B, C, h, w] each."""
+        """The detector's maps, one [B, C, h, w] per scale, of the field of view of its input; checked for shape."""
         maps = self.detector.feature_maps(batch)  # type: ignore[attr-defined]
         if not maps or any(m.ndim != 4 or len(m) != len(batch) for m in maps):
             shapes = [tuple(m.shape) for m in maps]

@@ -87,6 +87,15 @@ class Discriminator(nn.Sequential):
         )
 
 
+def noise_loss(
+    discriminator: nn.Module, real: Tensor, std: float, margin: float, noise: torch.Generator
+) -> Tensor:
+    """Hinge loss (3.4) of normal features [n, dimension] and of the same with Gaussian noise added (3.3)."""
+    fake = real + torch.randn(real.shape, generator=noise, device=real.device) * std
+    score_real, score_fake = discriminator(torch.cat([real, fake])).chunk(2)
+    return (margin - score_real).clamp_min(0).mean() + (margin + score_fake).clamp_min(0).mean()
+
+
 @register(
     "simplenet",
     presets={
@@ -120,7 +129,7 @@ class SimpleNet(Detector):
 
     def fit(self, train_images: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
         """Train adapter and discriminator; validation pictures are not used. Returns the loss of each epoch."""
-        config, device = self.config, self.context.device
+        config = self.config
         if not len(train_images):
             raise ModelError("simplenet: there are no training pictures; check the category's train folder")
         kept = self._kept(train_images)
@@ -131,9 +140,7 @@ class SimpleNet(Detector):
             else:
                 x = self._patches([train_images[i] for i in indices.tolist()])
             real = self.adapter(x.flatten(0, 1))
-            fake = real + torch.randn(real.shape, generator=noise, device=device) * config.noise_std
-            score_real, score_fake = self.discriminator(torch.cat([real, fake])).chunk(2)
-            return (config.margin - score_real).clamp_min(0).mean() + (config.margin + score_fake).clamp_min(0).mean()
+            return noise_loss(self.discriminator, real, config.noise_std, config.margin, noise)
 
         optimizers = [
             torch.optim.AdamW(self.adapter.parameters(), lr=config.adapter_lr),

@@ -348,7 +348,7 @@ class Bars:
 
     def progress(self, worker: int, job: Job | None, phase: str, done: int, total: int, values: dict[str, float]
                  ) -> None:
-        if job is None:
+        if job is None or self.inner.disable:  # a hidden bar would still print when refreshed
             return
         if self.current != (worker, phase):
             self.current = (worker, phase)

@@ -13,6 +13,7 @@ and nothing is ever brought together in one big array.
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 from collections import deque
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -215,7 +217,8 @@ class Ranks:
         _encode(ends)
         low, high = (int(key) for key in ends.keys.view(f"u{dtype.itemsize}"))
         above = [0] * len(self._background)
-        for bucket in self._parted(_Bucket(pieces, low, high), max(BUCKET, min(total // 64, 4 * BUCKET))):
+        most = max(BUCKET, min(total // 64, (4 if self._limit is None else 2) * BUCKET))
+        for bucket in self._parted(_Bucket(pieces, low, high), most):
             sizes = bucket.sizes()[: len(above)]
             bucket.above = above
             above = [a + b for a, b in zip(above, sizes, strict=True)]
@@ -240,10 +243,10 @@ class Ranks:
         edges = [whole.low, *(whole.low + (int(cell) << shift) for cell in new), whole.high + 1]
         inner = np.array(edges[1:-1], every[0].keys.dtype)
         # keys are in the order of their cells, so positions of cell borders can be searched for
-        cuts = [[[0, *np.searchsorted(p.keys, inner).tolist(), p.keys.size] for p in held] for held in whole.pieces]
+        cuts = [_cuts(held, inner) for held in whole.pieces]
         for i in range(len(edges) - 2, -1, -1):
             pieces = [
-                [p.cut(q[i], q[i + 1]) for p, q in zip(held, rows, strict=True) if q[i] < q[i + 1]]
+                [p.cut(int(q[i]), int(q[i + 1])) for p, q in zip(held, rows, strict=True) if q[i] < q[i + 1]]
                 for held, rows in zip(whole.pieces, cuts, strict=True)
             ]
             if any(pieces):
@@ -305,11 +308,17 @@ class Ranks:
         while waiting:
             yield waiting.popleft().result()
 
-    def _mapped(self, work: Callable, items: Sequence) -> Iterator:
-        """Results in order, items in batches so that threads are worth it."""
+    def _mapped(self, work: Callable[[_Piece], Any], items: Sequence[_Piece]) -> Iterator[Any]:
+        """Results in order, pieces in batches so that threads are worth it."""
+
+        def batch_of(pieces: Sequence[_Piece]) -> list[Any]:
+            results = [work(piece) for piece in pieces]
+            _release(pieces)
+            return results
+
         size = max(1, min(64, len(items) // (2 * WORKERS)))
         batches = [items[i : i + size] for i in range(0, len(items), size)]
-        for results in self._ordered(lambda batch: [work(item) for item in batch], batches):
+        for results in self._ordered(batch_of, batches):
             yield from results
 
 
@@ -335,12 +344,45 @@ def _part(piece: _Piece, low: int, shift: int) -> np.ndarray:
     return np.bincount(cells, minlength=1 << DIGITS)
 
 
+def _cuts(held: list[_Piece], edges: np.ndarray) -> list[np.ndarray]:
+    """int64 [edges + 2] for each piece: where its buckets begin and end."""
+    out = []
+    for i, piece in enumerate(held):
+        out.append(np.concatenate(([0], np.searchsorted(piece.keys, edges), [piece.keys.size])))
+        if i % 16 == 15:
+            _release(held[i - 15 : i + 1])
+    return out
+
+
+def _gather(held: list[_Piece]) -> _Piece:
+    """One piece of all."""
+    size = sum(p.keys.size for p in held)
+    out = _Piece(np.empty(size, held[0].keys.dtype), None if held[0].regions is None else np.empty(size, np.int32))
+    start = 0
+    for i, piece in enumerate(held):
+        stop = start + piece.keys.size
+        out.keys[start:stop] = piece.keys
+        if out.regions is not None:
+            out.regions[start:stop] = piece.regions
+        start = stop
+        if i % 16 == 15:
+            _release(held[i - 15 : i + 1])
+    return out
+
+
+def _release(held: Iterable[_Piece]) -> None:
+    """Has the pages of pieces on disk leave this process; what was written to them stays in the file."""
+    for piece in held:
+        for values in (piece.keys, piece.regions):
+            if isinstance(values, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+                values._mmap.madvise(mmap.MADV_DONTNEED)
+
+
 def _ascending(held: list[_Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Distinct keys, and for each key of the pieces in ascending order its index among them, and its region."""
-    keys = np.concatenate([p.keys for p in held])
-    regions = np.concatenate([p.regions for p in held])
-    order = np.argsort(keys)
-    keys, regions = keys[order], regions[order]
+    whole = _gather(held)
+    order = np.argsort(whole.keys)
+    keys, regions = whole.keys[order], whole.regions[order]
     first = np.ones(keys.size, bool)
     np.not_equal(keys[1:], keys[:-1], out=first[1:])
     return keys[first], np.cumsum(first) - 1, regions
@@ -350,13 +392,15 @@ def _positions(held: list[_Piece], wanted: np.ndarray) -> tuple[np.ndarray, np.n
     """int64 [n] each: keys of the pieces > and >= the wanted ones, which ascend."""
     if not held:
         return np.zeros(wanted.size, np.int64), np.zeros(wanted.size, np.int64)
-    keys = np.concatenate([p.keys for p in held])
+    keys = _gather(held).keys
     low, high = min(int(keys.min()), int(wanted[0])), max(int(keys.max()), int(wanted[-1]))
+    keys -= keys.dtype.type(low)
+    wanted = wanted - wanted.dtype.type(low)
     shift = 0
     while (high - low) >> shift > max(keys.size, 64):
         shift += 1
-    cells = ((keys - keys.dtype.type(low)) >> keys.dtype.type(shift)).astype(np.int64)
-    at = ((wanted - keys.dtype.type(low)) >> keys.dtype.type(shift)).astype(np.int64)
+    cells = (keys >> keys.dtype.type(shift)).astype(np.int64)
+    at = (wanted >> wanted.dtype.type(shift)).astype(np.int64)
     counts = np.bincount(cells, minlength=((high - low) >> shift) + 1)
     if not shift:  # a cell is a key
         not_below = np.cumsum(counts[::-1])[::-1]

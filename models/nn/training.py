@@ -137,7 +137,7 @@ class Best:
         if loss < self.loss:
             self.loss, self.epoch = loss, epoch
             self.state = {name: copy.deepcopy(module.state_dict()) for name, module in modules.items()}
-        return epoch - max(self.epoch, self.start) >= self.patience
+        return epoch - self.epoch >= self.patience
 
     def restore(self, modules: Mapping[str, nn.Module]) -> None:
         """Give the modules the best epoch's weights, when there was one."""

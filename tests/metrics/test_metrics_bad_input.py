@@ -162,6 +162,7 @@ def test_threshold_metrics_of_one_class():
     values, why = image_metrics([1, 1], [0.2, 0.8], threshold=0.5)
     assert (values["tpr"], values["accuracy"], values["tnr"]) == (0.5, 0.5, None)
     assert why["tnr"] == "no good image"
+    assert image_metrics([1, 0], [0.5, 0.5], threshold=0.5)[0]["tnr"] == 1  # equal is not greater
     assert iou([MAP], [None], 100.0) is None
 
 

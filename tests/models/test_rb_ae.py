@@ -272,9 +272,16 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("at", [3, 7])  # steps of phase 1 are 1 to 4, of phase 2 5 to 8; 7 is in its second epoch
-def test_a_killed_training_continues_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    monkeypatch.setattr(rb_ae, "CHECKPOINT_S", 0.0)
+@pytest.mark.parametrize(
+    "at, every_s, expected, resumed_phase",  # steps of phase 1 are 1 to 4, of phase 2 5 to 8; 7 is in its second epoch
+    [(3, 0.0, [3, 4, 5, 6, 7, 8], "phase1"), (7, 0.0, [7, 8], "phase2"), (7, 60.0, [5, 6, 7, 8], None)],
+)
+def test_a_killed_training_continues_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, every_s: float, expected: list[int],
+    resumed_phase: str | None,
+) -> None:
+    """Also where no epoch's checkpoint was due: the end of phase 1 is always kept."""
+    monkeypatch.setattr(rb_ae, "CHECKPOINT_S", every_s)
     undisturbed = build(scratch=tmp_path / "a")
     undisturbed.fit(pictures(), None)
 
@@ -287,8 +294,8 @@ def test_a_killed_training_continues_where_it_was(tmp_path: Path, monkeypatch: p
     steps: list[int] = []
     resumed = build(scratch=tmp_path / "b")
     log = resumed.fit(pictures(), None, lambda done, total, /, **values: steps.append(done))
-    assert steps == ([3, 4, 5, 6, 7, 8] if at == 3 else [7, 8])  # phase 1 is not trained again
-    assert log["phase1" if at == 3 else "phase2"]["resumed_after_epoch"] == [1]
+    assert steps == expected
+    assert resumed_phase is None or log[resumed_phase]["resumed_after_epoch"] == [1]
     for name, tensor in undisturbed.net.state_dict().items():
         assert torch.equal(tensor, resumed.net.state_dict()[name]), name
     probe = pictures(2, 5)

@@ -118,3 +118,14 @@ def test_bad_input_is_named() -> None:
         registry.config("simplenet@resnet18", {"crop": "300"})
     with pytest.raises(ModelError, match="epoch 1"):
         build(replace(TINY, noise_std=float("nan"))).fit(pictures(4), None)
+
+
+def test_discriminator_tells_noised_features_from_normal_ones() -> None:
+    detector = build(replace(TINY, epochs=15, noise_std=1.0, lr=2e-3))
+    train = pictures(8)
+    detector.fit(train, None)
+    real = detector.feature_maps(train)[0].permute(0, 2, 3, 1).flatten(0, 2)
+    noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        normal, noised = detector.discriminator(real).mean(), detector.discriminator(real + noise).mean()
+    assert float(normal) > 0.25 and float(noised) < -0.25

@@ -1,0 +1,148 @@
+"""Backbones that stop where they may, and the cache that gives the same features as the pass."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from models.base import ModelError
+from models.features import CHUNK, FeatureCache, architecture, backbone, extract
+from models.nn.preprocess import Preprocess
+from models.weights import WeightsError, WeightStore
+
+TAG = "resnet18.tv_in1k"
+SMALL = Preprocess((64, 64))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A directory with a random ResNet-18 without layer4 and fc."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(3)
+    net = architecture(TAG)
+    for name, buffer in net.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(0, 0.1)
+    kept = {k: v for k, v in net.state_dict().items() if not k.startswith(("layer4", "fc"))}
+    torch.save(kept, folder / f"{TAG}.trunk.pth")
+    return folder, net.eval()
+
+
+def pictures(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (70, 60 + i, 3), dtype=np.uint8) for i in range(count)]
+
+
+def test_features_equal_the_whole_networks(weights):
+    folder, whole = weights
+    net = backbone(TAG, ["layer1", "layer3"], WeightStore(folder))
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        found = net(x)
+        y = whole.maxpool(whole.act1(whole.bn1(whole.conv1(x))))
+        first = whole.layer1(y)
+        third = whole.layer3(whole.layer2(first))
+    assert list(found) == ["layer1", "layer3"]
+    assert torch.equal(found["layer1"], first) and torch.equal(found["layer3"], third)
+    assert net.channels == {"layer1": 64, "layer3": 256}
+    assert not any(p.requires_grad for p in net.parameters())
+    assert not any(m.training for m in net.train().modules())
+    assert not any(name.startswith("net.layer4.0") for name, _ in net.named_parameters())
+
+
+def test_deeper_layers_than_the_file_has_are_refused(weights):
+    with pytest.raises(WeightsError, match=r"lacks .* first 'layer4"):
+        backbone(TAG, ["layer4"], WeightStore(weights[0]))
+
+
+def test_wrong_shapes_are_refused(tmp_path, weights):
+    state = torch.load(next(weights[0].glob("*.pth")), weights_only=True)
+    torch.save({**state, "layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}, tmp_path / f"{TAG}.pth")
+    with pytest.raises(WeightsError, match=r"layer1\.0\.conv1\.weight.*\(64, 64, 1, 1\).*\(64, 64, 3, 3\)"):
+        backbone(TAG, ["layer1"], WeightStore(tmp_path))
+
+
+def test_a_relu_in_place_does_not_reach_the_features_before_it():
+    net = backbone("vgg11.tv_in1k", ["features.3", "features.4"], WeightStore("none"))
+    found = net(torch.randn(1, 3, 32, 32))
+    assert found["features.3"].min() < 0
+    assert torch.equal(found["features.4"], found["features.3"].relu())
+
+
+@pytest.mark.parametrize(("tag", "layer", "channels"), [
+    ("squeezenet1_1.tv_in1k", "features.5", 128),  # torchvision only
+    ("efficientnet_b0.tv_in1k", "features.2", 24),  # torchvision's names, since these weights are its own
+    ("tf_efficientnet_b0.ns_jft_in1k", "blocks.1", 24),  # timm's
+])
+def test_layer_names_are_the_networks_own(tag, layer, channels):
+    assert backbone(tag, [layer], WeightStore("none")).channels == {layer: channels}
+
+
+def test_unknown_names_suggest_near_ones():
+    with pytest.raises(ModelError, match="layer2"):
+        backbone(TAG, ["layer22"], WeightStore("none"))
+    with pytest.raises(ModelError, match="resnet18"):
+        backbone("resnet81.tv_in1k", ["layer1"], WeightStore("none"))
+    with pytest.raises(ModelError, match="at least one layer"):
+        backbone(TAG, [], WeightStore("none"))
+
+
+def test_untrained_weights_are_the_same_every_time_and_leave_the_random_state():
+    torch.manual_seed(1)
+    first = backbone(TAG, ["layer1"], WeightStore("none"))
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(after, torch.rand(1))
+    second = backbone(TAG, ["layer1"], WeightStore("none"))
+    assert torch.equal(first.net.conv1.weight, second.net.conv1.weight)
+
+
+def test_cache_gives_the_same_bits_and_counts(weights):
+    store = WeightStore(weights[0])
+    net, images, cache = backbone(TAG, ["layer1", "layer2"], store), pictures(CHUNK + 3), FeatureCache()
+    plain = list(extract(net, SMALL, images, "cpu"))
+    first = list(extract(net, SMALL, images, "cpu", cache))
+    second = list(extract(backbone(TAG, ["layer2"], store), SMALL, images, "cpu", cache))
+    assert [len(p["layer2"]) for p in plain] == [CHUNK, 3]
+    for a, b, c in zip(plain, first, second, strict=True):
+        assert torch.equal(a["layer1"], b["layer1"]) and torch.equal(a["layer2"], b["layer2"])
+        assert list(c) == ["layer2"] and torch.equal(a["layer2"], c["layer2"])
+    assert (cache.stats["computed"], cache.stats["reused"]) == (CHUNK + 3, CHUNK + 3)
+    assert cache.stats["bytes"] == sum(t.nbytes for part in plain for t in part.values())
+
+
+@pytest.mark.parametrize("change", ["pixel", "preprocess", "weights", "layer"])
+def test_cache_is_passed_over_when_anything_differs(weights, change):
+    store = WeightStore(weights[0])
+    images, cache = pictures(3), FeatureCache()
+    list(extract(backbone(TAG, ["layer1"], store), SMALL, images, "cpu", cache))
+    net, preprocess = backbone(TAG, ["layer2" if change == "layer" else "layer1"], store), SMALL
+    if change == "pixel":
+        images[1][5, 5, 1] ^= 1
+    if change == "preprocess":
+        preprocess = Preprocess((64, 64), normalise=False)
+    if change == "weights":
+        net = backbone(TAG, ["layer1"], WeightStore("none"))
+    found = list(extract(net, preprocess, images, "cpu", cache))
+    assert cache.stats["reused"] == 0 and cache.stats["computed"] == 6
+    plain = list(extract(net, preprocess, images, "cpu"))
+    assert all(torch.equal(a[k], b[k]) for a, b in zip(found, plain, strict=True) for k in a)
+
+
+def test_cache_keeps_to_its_limit(weights):
+    net, images = backbone(TAG, ["layer1"], WeightStore(weights[0])), pictures(3 * CHUNK)
+    one = sum(t.nbytes for t in next(iter(extract(net, SMALL, images, "cpu"))).values())
+    cache = FeatureCache(limit=int(1.5 * one))
+    for _ in range(2):
+        list(extract(net, SMALL, images, "cpu", cache))
+    assert cache.stats == {"computed": 5 * CHUNK, "reused": CHUNK, "bytes": one, "full": 4 * CHUNK}
+
+
+@pytest.mark.real
+def test_real_partial_file_suffices_for_two_layers_only(real):
+    store = WeightStore(real / "weights")
+    assert backbone(TAG, ["layer2", "layer3"], store).channels == {"layer2": 128, "layer3": 256}
+    assert store.used[TAG]["file"] == "resnet18.tv_in1k.layers1-3.pth"
+    with pytest.raises(WeightsError, match="layer4"):
+        backbone(TAG, ["layer3", "layer4"], store)
