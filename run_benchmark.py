@@ -27,6 +27,8 @@ def parser() -> argparse.ArgumentParser:
     running.add_argument("--weights", default="auto", metavar="DIR|auto|none",
                          help="pretrained weights: a directory, the library caches and download, or untrained (auto)")
     running.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:i]", help="where to compute (auto)")
+    running.add_argument("--textures", default="", metavar="DIR|embedded",
+                         help="natural pictures for methods that paste them as defects (none)")
     running.add_argument("--metric-size", default="original", metavar="original|model|N",
                          help="size at which maps are scored (original)")
     running.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",

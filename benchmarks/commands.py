@@ -89,7 +89,7 @@ def _options(args: argparse.Namespace) -> Any:
         raise UsageError(f"--workers {args.workers}: give 1 or more")
     return Options(
         data_root=args.data_root, results=args.results, weights=args.weights, device=args.device,
-        metric_size=args.metric_size, settings=settings, keep_maps=args.keep_maps,
+        textures=args.textures, metric_size=args.metric_size, settings=settings, keep_maps=args.keep_maps,
         cache_dir=args.results / "cache" if size else None, cache_size=size, time_limit=args.time_limit,
     )
 

@@ -24,6 +24,7 @@ class Options:
     weights: str = "auto"
     device: str = "auto"
     metric_size: str = "original"
+    textures: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
     keep_maps: bool = False
     cache_dir: Path | None = None
@@ -111,6 +112,11 @@ def plan_units(
         if not Path(weights).is_dir():
             raise UsageError(f"--weights {weights}: not a directory; give auto, none or a directory of weight files")
         weights = str(Path(weights).resolve())
+    textures = options.textures
+    if textures not in ("", "embedded"):
+        if not Path(textures).is_dir():
+            raise UsageError(f"--textures {textures}: not a directory; give a folder of natural pictures, or embedded")
+        textures = str(Path(textures).resolve())
     seeds = list(dict.fromkeys(seeds))
     configs: dict[str, tuple[str, str, Config, bool]] = {}
     loaded: dict[tuple[str, str], tuple[Category, str] | str] = {}
@@ -135,6 +141,7 @@ def plan_units(
                 config_hash=_config_hash(method, config), modified=modified, fingerprint=data[1],
                 protocol=protocol, data_root=Path(options.data_root).resolve(),
                 results=Path(options.results).resolve(), weights=weights, device=options.device,
+                textures=textures if getattr(config, "textures", "") is None else "",
                 keep_maps=options.keep_maps, cache_dir=options.cache_dir, cache_size=options.cache_size,
                 time_limit=options.time_limit,
                 settings=_for_method(options.settings, method),

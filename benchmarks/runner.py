@@ -194,7 +194,8 @@ def _run(
             device=torch.device(device), seed=job.unit.seed, weights=weights, scratch=scratch,
             features=shared.features,
             extras={
-                "dataset": category.dataset, "category": category.name, "members": shared.members,
+                "dataset": category.dataset, "category": category.name, "textures": job.textures or None,
+                "members": shared.members,
                 "member_dir": job.unit.path(job.results / "members").parent.parent
                 / f"seed{job.unit.seed}-{job.fingerprint[:10]}",
             },
@@ -238,7 +239,7 @@ def _marks(job: Job, weights: dict[str, Any], notes: Sequence[str]) -> list[str]
             ("untrained", any(value == "untrained" for value in weights.values())),
             ("reduced", bool(notes)),
             ("short", job.config.shortened),
-            ("modified", job.modified),
+            ("modified", job.modified or job.textures == "embedded"),
         )
         if holds
     ]

@@ -82,6 +82,7 @@ class Job:
     results: Path
     weights: str = "auto"  # 'auto', 'none' or a directory
     device: str = "auto"
+    textures: str = ""  # source of natural pictures for methods that paste them: a directory, 'embedded', or none
     keep_maps: bool = False
     cache_dir: Path | None = None
     cache_size: int = 0
@@ -94,9 +95,8 @@ class Job:
         from benchmarks.metrics import VERSION
 
         trained = "none" if self.weights == "none" else "pretrained"
-        return digest(
-            [self.config_hash, self.fingerprint, VERSION, self.protocol.metric_size, trained], 10
-        )
+        parts = [self.config_hash, self.fingerprint, VERSION, self.protocol.metric_size, trained]
+        return digest([*parts, Path(self.textures).name] if self.textures else parts, 10)
 
     def command(self) -> str:
         """The command that repeats this unit; paths are left for the reader to fill in."""
@@ -106,6 +106,7 @@ class Job:
             f"--categories {self.unit.category}", f"--seeds {self.unit.seed}",
             f"--metric-size {self.protocol.metric_size}",
             "--weights none" if self.weights == "none" else "--weights DIR" if self.weights != "auto" else "",
+            f"--textures {self.textures if self.textures == 'embedded' else 'DIR'}" if self.textures else "",
             *(f"--set {key}={value}" for key, value in self.settings.items()),
         ]
         return " ".join(p for p in parts if p)

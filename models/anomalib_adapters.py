@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -345,11 +346,13 @@ class FastFlow(Trained):
 
         self.net = backbone(config.backbone, STAGES, context.weights, context.device)
         norms, flows = nn.ModuleList(), nn.ModuleList()
+        before = np.random.get_state()  # noqa: NPY002 - FrEIA draws its permutations from NumPy's global state
+        np.random.seed(context.seed % 2**32)  # noqa: NPY002
         for k, channels in enumerate(self.net.channels.values()):
             shape = [channels, config.size // 2 ** (k + 2), config.size // 2 ** (k + 2)]
             norms.append(nn.LayerNorm(shape))
-            # the flow draws its permutations from NumPy's global state, which the unit seeds
             flows.append(create_fast_flow_block(shape, config.conv3x3_only, config.hidden_ratio, config.steps))
+        np.random.set_state(before)  # noqa: NPY002
         self._trained(norms=norms, flows=flows)
 
     def _latent(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:

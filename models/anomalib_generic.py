@@ -73,7 +73,7 @@ class Generic(Detector):
         crops = [t.size for t in getattr(prepare.transform, "transforms", []) if isinstance(t, CenterCrop)]
         self.input = Preprocess(size, normalise=False)  # anomalib's pre-processor normalises and crops
         self.preprocess = Preprocess(size, tuple(crops[0]) if crops else None, normalise=False)
-        self.module.to(context.device).eval()
+        self.module.to(context.device)  # left in the modes it was built in: the trainer keeps them
 
     def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
         from lightning.pytorch import Callback, Trainer, seed_everything
@@ -118,6 +118,7 @@ class Generic(Detector):
 
     @torch.no_grad()
     def predict(self, batch: Images) -> Prediction:
+        self.module.eval()
         x = self.input(batch, self.context.device)
         result = self.module.model(self.module.pre_processor(x))
         maps, score = getattr(result, "anomaly_map", None), getattr(result, "pred_score", None)

@@ -31,8 +31,9 @@ HEAVY = {
     "csflow@demo": {"epochs": "1", "hidden": "4", "blocks": "2"},
     "efficientad@demo": {"steps": "2"},
 }
-ALL = [*(pytest.param(spec, settings, id=spec) for spec, settings in QUICK.items()),
-       *(pytest.param(spec, settings, id=spec, marks=pytest.mark.slow) for spec, settings in HEAVY.items())]
+# the demo presets run through `test_all_methods` as well; here only what costs little runs every time
+ALL = [pytest.param(spec, settings, id=spec, marks=() if spec.startswith(("patchcore", "ganomaly")) else pytest.mark.slow)
+       for spec, settings in {**QUICK, **HEAVY}.items()]
 
 
 def pictures(count, seed=0, spot=False):
@@ -49,7 +50,6 @@ def pictures(count, seed=0, spot=False):
 
 def build(spec, settings, seed=0, weights="none", scratch=None):
     torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - FrEIA draws its permutations there, and the runner seeds it
     context = Context(CPU, seed, weights if isinstance(weights, WeightStore) else WeightStore(weights), scratch)
     return registry.method_class(registry.parse(spec)[0])(registry.config(spec, settings), context)
 
@@ -81,10 +81,9 @@ def test_fit_predict_seed_and_state(spec, settings):
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
     file.seek(0)
-    restored = build(spec, settings, seed=0 if spec.startswith("fastflow") else 5)
+    restored = build(spec, settings, seed=5)
     restored.load_state_dict(torch.load(file, weights_only=True))
     assert equal(restored.predict(test), result)
-    assert torch.equal(first.predict(test[:1]).score, result.score[:1]) or spec if result.score is not None else True
 
 
 @pytest.mark.parametrize(("spec", "shapes"), [

@@ -121,7 +121,7 @@ def test_bad_input_is_named() -> None:
 
 
 def test_discriminator_tells_noised_features_from_normal_ones() -> None:
-    detector = build(replace(TINY, epochs=15, noise_std=1.0, lr=2e-3))
+    detector = build(replace(TINY, epochs=30, noise_std=1.0, lr=2e-3))
     train = pictures(8)
     detector.fit(train, None)
     real = detector.feature_maps(train)[0].permute(0, 2, 3, 1).flatten(0, 2)
