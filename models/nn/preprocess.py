@@ -51,7 +51,7 @@ class Preprocess:
         return (batch - mean) / std
 
     def _resized(self, image: np.ndarray, device: torch.device | str) -> Tensor:
-        x = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1).unsqueeze(0).float().div_(255)
+        x = torch.tensor(image).to(device).permute(2, 0, 1).unsqueeze(0).float().div_(255)
         if x.shape[-2:] != self.size:
             x = F.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=self.antialias)
         if self.crop:
