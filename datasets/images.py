@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from datasets.base import DatasetError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # nothing else is tried: other decoders are no one's need and a risk
-MAX_PIXELS = 100_000_000  # a larger header is taken for a decompression bomb
+MAX_PIXELS = 89_000_000  # a larger header is taken for a decompression bomb; Pillow's own bound is just above
+PNG = b"\x89PNG\r\n\x1a\n"
 
 # Pillow warns of large pictures and of odd tags; the bound above and the decoding itself decide.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -26,7 +29,9 @@ def is_picture(path: Path) -> bool:
 
 def _open(path: Path) -> Image.Image:
     try:
-        image = Image.open(path, formats=FORMATS)
+        data = path.read_bytes()
+        _check_png(data)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
@@ -36,12 +41,28 @@ def _open(path: Path) -> Image.Image:
         return image
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file") from None
+    except (PermissionError, IsADirectoryError) as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
     except Image.DecompressionBombError as error:
         raise DatasetError(f"{path}: refused as too large ({error})") from error
     except UnidentifiedImageError as error:
         raise DatasetError(f"{path}: no PNG, JPEG, BMP or TIFF picture; replace or remove it") from error
     except Exception as error:  # decoders raise many kinds for damaged files
         raise DatasetError(f"{path}: damaged or cut short ({error}); replace or remove it") from error
+
+
+def _check_png(data: bytes) -> None:
+    """The checksum of each chunk of a PNG; Pillow passes over those of the pixels. Other forms have none."""
+    at, kind = len(PNG), b"" if data.startswith(PNG) else b"IEND"
+    while kind != b"IEND":
+        head = data[at : at + 8]
+        end = at + 8 + int.from_bytes(head[:4], "big")
+        if len(head) < 8 or end + 4 > len(data):
+            raise ValueError("truncated")
+        kind = head[4:]
+        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise ValueError(f"wrong checksum in chunk {kind!r}")
+        at = end + 4
 
 
 def decode(path: Path) -> np.ndarray:

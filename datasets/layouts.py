@@ -17,19 +17,27 @@ from datasets.base import Category, Channel, DatasetError, Defect, Sample
 from datasets.images import decode_mask, is_picture
 
 CONFIG = "defects_config.json"
+FOREIGN = frozenset({".webp", ".gif", ".jp2", ".heic", ".heif", ".avif", ".ppm", ".pgm", ".tga", ".dng", ".raw"})
 DEFECT_KEYS = ("defect_name", "pixel_value", "saturation_threshold", "relative_saturation")
 
 
 def folders(path: Path) -> list[Path]:
     """Visible folders in name order. Raises DatasetError when the folder cannot be listed."""
-    return [p for p in _entries(path) if not p.name.startswith(".") and p.is_dir()]
+    return [p for p in _entries(path) if not p.name.startswith(".") and p.name != "__MACOSX" and p.is_dir()]
 
 
 def pictures(path: Path) -> list[Path]:
-    """Pictures directly in a folder, in name order; hidden and foreign files are passed over."""
+    """Pictures directly in a folder, in name order; hidden files, notes and the like are passed over.
+
+    A picture of a kind that is not read is an error: leaving it out would change the counts without a word.
+    """
     if not path.is_dir():
         return []
-    return [p for p in _entries(path) if is_picture(p) and p.is_file()]
+    entries = _entries(path)
+    for entry in entries:
+        if entry.suffix.lower() in FOREIGN and not entry.name.startswith("."):
+            raise DatasetError(f"{entry}: pictures of this kind are not read; convert them to PNG")
+    return [p for p in entries if is_picture(p) and p.is_file()]
 
 
 def _entries(path: Path) -> list[Path]:
@@ -100,7 +108,7 @@ def _masks(root: Path, layout: str, kind: str, path: Path) -> tuple[Path, ...]:
 def _defects(root: Path) -> tuple[Defect, ...]:
     path = root / CONFIG
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DatasetError(f"{path}: missing; a LOCO category needs it for its saturation thresholds") from None
     except (ValueError, OSError, RecursionError) as error:

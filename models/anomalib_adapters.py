@@ -77,7 +77,8 @@ class Stfpm(Trained):
 
         def step(indices: Tensor, noise: torch.Generator) -> Tensor:
             wanted = {layer: maps[indices] for layer, maps in targets.items()}
-            return loss(wanted, self.trained["student"](pictures[indices])) / len(indices)  # a mean over pictures
+            # anomalib sums halved errors over the batch; the authors' learning rate belongs to their mean over pictures
+            return 2 * loss(wanted, self.trained["student"](pictures[indices])) / len(indices)
 
         optimizer = SGD(self._parameters(), self.config.lr, momentum=0.9, weight_decay=self.config.weight_decay)
         return self._train(step, [optimizer], len(train), progress)

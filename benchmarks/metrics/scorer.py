@@ -316,15 +316,14 @@ class Scorer:
     def _put_auspro(self, out: Scores, rates: list[Rates]) -> dict[str, str | None]:
         """Returns by type why it is undefined."""
         reasons: dict[str, str | None] = {}
+        kinds: dict[str, str | None] = {}
         for row, (kind, short) in enumerate(TYPES.items(), 1):
             chosen = [i for i, r in enumerate(self._regions) if r.kind == kind]
-            empty = next((self._regions[i].image for i in chosen if self._regions[i].saturation == 0), None)
+            kinds[kind] = rates[row].why(f"{short} ")
             if kind in self._unmasked:
-                reasons[kind] = f"no ground truth for the anomalous image {self._unmasked[kind]}"
-            elif empty is not None:
-                reasons[kind] = f"a region of {empty} has a saturation area of 0 pixels"
-            else:
-                reasons[kind] = rates[row].why(f"{short} ")
+                kinds[kind] = f"no ground truth for the anomalous image {self._unmasked[kind]}"
+            # without a saturating pixel there are no positives either; the cause says more
+            reasons[kind] = self._unsaturated(chosen) or kinds[kind]
             for column, limit in enumerate(self.limits):
                 value = None if reasons[kind] else _mean(rates[row].areas[chosen, column])
                 out.put(f"auspro@{limit:g}/{short}", value, reasons[kind])
@@ -337,11 +336,18 @@ class Scorer:
         areas = np.where(logical[:, None], rates[1].areas, rates[2].areas)
         for name in sorted({r.name for r in self._regions}):
             chosen = [i for i, r in enumerate(self._regions) if r.name == name]
-            reason = next((reasons[self._regions[i].kind] for i in chosen if reasons[self._regions[i].kind]), None)
+            reason = self._unsaturated(chosen)
+            for i in chosen:
+                reason = reason or kinds[self._regions[i].kind]
             for column, limit in enumerate(self.limits):
                 value = None if reason else _mean(areas[chosen, column])
                 out.put(f"auspro@{limit:g}/defect:{name}", value, reason)
         return reasons
+
+    def _unsaturated(self, chosen: list[int]) -> str | None:
+        """Why the overlap of one of the regions is undefined, or None."""
+        empty = next((self._regions[i].image for i in chosen if self._regions[i].saturation == 0), None)
+        return None if empty is None else f"a region of {empty} has a saturation area of 0 pixels"
 
     def _put_curves(self, out: Scores, rates: list[Rates], why: str | None, reasons: list[str | None]) -> None:
         if not why:

@@ -118,8 +118,18 @@ def test_a_file_cut_short_is_named(tmp_path: Path, suffix: str) -> None:
     assert str(path) in str(caught.value)
 
 
+def test_one_wrong_byte_among_the_pixels_of_a_png_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(RGB).save(path, compress_level=0)  # stored as they are: the decoder itself would accept any byte
+    data = bytearray(path.read_bytes())
+    data[data.index(b"IDAT") + 40] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match="wrong checksum"):
+        decode(path)
+
+
 @pytest.mark.parametrize(("content", "words"), [
-    (b"", "no PNG"), (b"hello\n", "no PNG"), (b"\x89PNG\r\n\x1a\n", "no PNG|damaged"),
+    (b"", "no PNG"), (b"hello\n", "no PNG"), (b"\x89PNG\r\n\x1a\n", "damaged"),
     (b"GIF89a" + bytes(100), "no PNG"),
     (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no PNG"),
 ])

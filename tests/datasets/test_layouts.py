@@ -63,6 +63,18 @@ def test_foreign_and_hidden_files_are_passed_over_and_copies_kept(mvtec: Path) -
     assert copy.masks[0].name == "000(1)_mask.png" and truth(category, copy, (40, 48)).any()
 
 
+def test_a_picture_of_a_kind_that_is_not_read_is_named(mvtec: Path) -> None:
+    (mvtec / "test/good/9.webp").write_bytes(b"x")
+    with pytest.raises(DatasetError, match=r"9\.webp: pictures of this kind are not read; convert"):
+        scan("own", "nut", mvtec)
+
+
+def test_a_byte_order_mark_before_the_defect_list(loco: Path) -> None:
+    path = loco / "defects_config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(scan("own", "tray", loco).defects) == 3
+
+
 def test_sizes_and_suffixes_may_be_mixed(mvtec: Path) -> None:
     put(mvtec / "test/spot/100.JPG", np.full((30, 33, 3), 90, np.uint8))
     mask = np.zeros((30, 33), np.uint8)

@@ -155,6 +155,9 @@ def test_undefined_loco():
     assert "logical/007" in out.undefined["auspro@0.05/logical"]
     assert out.metrics["auspro@0.05/defect:x"] is None
     assert out.metrics["pixel_auroc"] == 1
+    both = loco(regions=[Region(MASK > 0, 0.4, True, "x"), Region(MASK > 0, 1, False, "y")]).result().metrics
+    assert both["auspro@0.05/logical"] is both["auspro@0.05/defect:x"] is None
+    assert both["auspro@0.05/defect:y"] == 1
     assert set(out.undefined) == {key for key, value in out.metrics.items() if value is None}
 
 

@@ -54,14 +54,14 @@ def test_pixels(seed, loco):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from([(8, 4), (40, 14), (300, 2)]))
+@given(st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from([(8, 8, 4), (40, 40, 14), (99, 300, 2), (4, 150, 9)]))
 def test_buckets_and_files_change_nothing(seed, loco, sizes):
     """The same numbers when every step has to cut, spill and gather."""
     case = reference.random_case(seed, loco)
     whole = agreement.scored(case.images, loco)
     before = ranks.CHUNK, ranks.PIECE, ranks.BUCKET, ranks.DIGITS
     try:
-        ranks.CHUNK, ranks.PIECE, ranks.BUCKET, ranks.DIGITS = 100, *([sizes[0]] * 2), sizes[1]
+        ranks.CHUNK, ranks.PIECE, ranks.BUCKET, ranks.DIGITS = 100, *sizes
         parted = agreement.scored(case.images, loco)
         spilled = agreement.scored(case.images, loco, memory_limit=400)
     finally:
