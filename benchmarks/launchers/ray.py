@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import tarfile
 import tempfile
 import time
@@ -76,7 +77,7 @@ def run(
                         bars.finished(job, "resumed")
                         continue
                     data = _upload(ray, job, uploads) if upload else None
-                    running[task.remote(job, data, threads)] = (job, lock)
+                    running[task.remote(pickle.dumps(job), data, threads)] = (job, lock)
                 done, _ = ray.wait(list(running), timeout=0.5) if running else ([], [])
                 for reference in done:
                     job, lock = running.pop(reference)
@@ -121,12 +122,15 @@ def _upload(ray: Any, job: Job, uploads: dict[Path, Any]) -> Any:
     return uploads[root]
 
 
-def _task(job: Job, data: bytes | None, threads: int) -> tuple[bytes, bytes | None]:
+def _task(pickled: bytes, data: bytes | None, threads: int) -> tuple[bytes, bytes | None]:
     """Body of a task: run the unit in a folder of its own; returns the record and the per-image scores as bytes."""
     import torch
 
     from benchmarks.runner import run_unit
+    from models import registry
 
+    registry.entries()  # makes the files of BENCH_METHODS importable, which unpickling a config of theirs needs
+    job: Job = pickle.loads(pickled)
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         if data is not None:
@@ -149,7 +153,7 @@ def _gather(ray: Any, reference: Any, job: Job, store: Store, outcome: Outcome, 
         record, scores = ray.get(reference)
         record = json.loads(record)
     except ray.exceptions.RayError as error:
-        record = failure(job, type(error).__name__, f"the task was lost: {str(error).splitlines()[0]}", "worker")
+        record = failure(job, type(error).__name__, f"the task was lost: {str(error).strip().splitlines()[-1]}", "worker")
         record["environment"] = {"finished": provenance.now()}
     if scores is not None and record["status"] == "ok":
         write_atomic(store.path(job).with_suffix(".npz"), scores)

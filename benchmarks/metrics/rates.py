@@ -41,7 +41,7 @@ class Rates:
         self._cut = np.zeros(shape)
         self._wrong = 0  # sum over positives of a + b: twice the pairs in the wrong order
         self._found = 0  # positives in blocks so far
-        self._precision = 0.0
+        self._precision = 0  # sum over positives of precision, in units of 2^-52: the same whatever the blocks
         self._f1max = 0.0
         drawn = points > 0 and background > 0 and positives > 0
         self._tpr = Curve(points, background, positives) if drawn else None
@@ -54,7 +54,8 @@ class Rates:
         self._wrong += int(found @ pairs)
         hits = self._found + np.cumsum(found[::-1])[::-1]  # positives not below each score
         self._found = int(hits[0])
-        self._precision += float((found * (hits / (hits + block.not_below))).sum())
+        precision = np.rint(hits / (hits + block.not_below) * 2.0**52).astype(np.int64)
+        self._precision += (int(found @ (precision >> 26)) << 26) + int(found @ (precision & (1 << 26) - 1))
         self._f1max = max(self._f1max, float((2 * hits / (self.positives + hits + block.not_below)).max()))
         if not self.background:
             return
@@ -113,7 +114,7 @@ class Rates:
         pairs = 2 * self.background * self.positives
         return {
             f"{prefix}_auroc": (pairs - self._wrong) / pairs,
-            f"{prefix}_ap": min(self._precision / self.positives, 1.0),
+            f"{prefix}_ap": self._precision / (self.positives << 52),
             f"{prefix}_f1max": self._f1max,
         }
 

@@ -20,7 +20,7 @@ def test_official_totals() -> None:
                sum(sum(o.test.values()) for o in c.values()))
         for name, c in OFFICIAL.items()
     }
-    assert totals == {"mvtec_ad": (15, 3629, 0, 1725), "mvtec_loco": (5, 1772, 304, 1568)}
+    assert totals == {"mvtec_ad": (15, 3629, 0, 1725), "mvtec_loco": (5, 1778, 305, 1568)}
     assert set(TEXTURES) < set(OFFICIAL["mvtec_ad"])
 
 
@@ -78,6 +78,8 @@ def test_departures_from_the_official_data_are_noted(tmp_path: Path) -> None:
     put(root / "test/defective/029.png", np.zeros((8, 8), np.uint8))
     put(root / "train/good/000.png", np.zeros((1024, 1024), np.uint8))
     assert datasets.load("mvtec_ad", "toothbrush", tmp_path).notes == ()
+    put(root / "test/good/more.png", np.zeros((8, 8), np.uint8))
+    assert datasets.load("mvtec_ad", "toothbrush", tmp_path).notes == ("other data: test good 13, officially 12",)
 
 
 def test_own_data_have_no_departures(mvtec: Path, tmp_path: Path) -> None:
