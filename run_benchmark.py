@@ -86,8 +86,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=None, metavar="DIR", help="folder of the report (results/report)")
     sub.add_argument("--mixed", action="store_true", help="allow records of several protocols, labelled")
 
-    sub = commands.add_parser("download", help="fetch a public dataset", parents=[shared])
-    sub.add_argument("dataset", metavar="mvtec_ad|mvtec_loco")
+    sub = commands.add_parser("download", help="fetch a public dataset, or draw an embedded one", parents=[shared])
+    sub.add_argument("dataset", metavar="mvtec_ad|mvtec_loco|demo|demo_loco|demo_flat_connector")
 
     sub = commands.add_parser("demo", help="embedded data, small presets, tables on screen", parents=[running])
     sub.add_argument("--methods", nargs="+", default=[], metavar="M", help="only these methods")

@@ -138,7 +138,7 @@ def plan_units(
         jobs += [
             Job(
                 unit=Unit(data[0].dataset, category, method, preset, seed), config=config,
-                config_hash=_config_hash(method, config), modified=modified, fingerprint=data[1],
+                config_hash=_config_hash(method, config), modified=modified, fingerprint=data[1], source=_source(dataset),
                 protocol=protocol, data_root=Path(options.data_root).resolve(),
                 results=Path(options.results).resolve(), weights=weights, device=options.device,
                 textures=textures if getattr(config, "textures", "") is None else "",
@@ -151,6 +151,10 @@ def plan_units(
     unreadable = {f"{d}/{c}": text for (d, c), text in loaded.items() if isinstance(text, str)}
     jobs.sort(key=lambda job: (job.unit.dataset, job.unit.category, job.unit.seed, _sharing(job.config)))
     return Plan(tuple(jobs), dict(absent or {}), unreadable)
+
+
+def _source(dataset: str) -> str:
+    return str(Path(dataset).resolve()) if dataset.endswith((".yaml", ".yml")) else dataset
 
 
 def _sharing(config: Config) -> str:

@@ -78,6 +78,7 @@ class Job:
     modified: bool  # the config differs from the preset (--set)
     fingerprint: str
     protocol: Protocol
+    source: str  # the dataset as the user named it: a name, or a YAML file's absolute path
     data_root: Path
     results: Path
     weights: str = "auto"  # 'auto', 'none' or a directory
@@ -102,7 +103,7 @@ class Job:
         """The command that repeats this unit; paths are left for the reader to fill in."""
         parts = [
             "python run_benchmark.py run",
-            f"--methods {self.unit.spec}", f"--datasets {self.unit.dataset}",
+            f"--methods {self.unit.spec}", f"--datasets {Path(self.source).name}",
             f"--categories {self.unit.category}", f"--seeds {self.unit.seed}",
             f"--metric-size {self.protocol.metric_size}",
             "--weights none" if self.weights == "none" else "--weights DIR" if self.weights != "auto" else "",

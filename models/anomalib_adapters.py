@@ -110,7 +110,7 @@ class DraemConfig(TrainedConfig):
 @register("draem", presets={
     "paper": DraemConfig(),
     "anomalib": DraemConfig(average=1, rotate=0.0),
-    "demo": DraemConfig(size=64, epochs=3, train_batch=4, textures="embedded", shortened=True),
+    "quick": DraemConfig(size=64, epochs=3, train_batch=4, textures="embedded", shortened=True),
 })
 class Draem(Trained):
     """DRAEM: reconstructs pasted-in defects away and segments them from the two pictures"""
@@ -132,7 +132,7 @@ class Draem(Trained):
         from models.nn.textures import Textures
 
         config, loss = self.config, DraemLoss().to(self.context.device)
-        textures = Textures(config.textures, self.preprocess.output)
+        textures = Textures(config.textures or self.context.extras.get("textures"), self.preprocess.output)
         pictures = self._pictures(train)
         own = generator(self.context, "defects")
 
@@ -188,7 +188,6 @@ class ReverseDistillationConfig(TrainedConfig):
     "wrn50": ReverseDistillationConfig(),
     "resnet18": ReverseDistillationConfig(backbone=RESNET18),
     "quick": ReverseDistillationConfig(backbone=RESNET18, epochs=10, shortened=True),
-    "demo": ReverseDistillationConfig(backbone=RESNET18, size=128, epochs=6, train_batch=8, shortened=True),
 })
 class ReverseDistillation(Trained):
     """Reverse Distillation: a decoder restores a teacher's features from a one-class bottleneck"""
@@ -258,7 +257,7 @@ class ClippedAdam(Adam):
 
 @register("csflow", presets={
     "paper": CsFlowConfig(),
-    "demo": CsFlowConfig(size=256, epochs=10, train_batch=8, hidden=32, shortened=True),
+    "quick": CsFlowConfig(size=256, epochs=10, train_batch=8, hidden=32, shortened=True),
 })
 class CsFlow(Trained):
     """CS-Flow: a normalising flow over features of three image scales at once"""
@@ -331,7 +330,7 @@ class FastFlowConfig(TrainedConfig):
 @register("fastflow", presets={
     "wrn50": FastFlowConfig(),
     "resnet18": FastFlowConfig(backbone=RESNET18, conv3x3_only=True),
-    "demo": FastFlowConfig(
+    "quick": FastFlowConfig(
         backbone=RESNET18, size=128, epochs=8, train_batch=8, steps=4, hidden_ratio=0.25, shortened=True
     ),
 })
@@ -394,7 +393,7 @@ class GanomalyConfig(TrainedConfig):
 
 @register("ganomaly", presets={
     "paper": GanomalyConfig(),
-    "demo": GanomalyConfig(size=64, epochs=10, train_batch=8, features=16, shortened=True),
+    "quick": GanomalyConfig(size=64, epochs=10, train_batch=8, features=16, shortened=True),
 })
 class Ganomaly(Trained):
     """GANomaly: distance between a picture's code and that of its reconstruction; no map"""

@@ -54,7 +54,7 @@ SMALL = {"teacher_channels": 64, "student_channels": 128, "shortened": True}
 @register("ast", presets={
     "paper": AstConfig(),
     "quick": AstConfig(backbone="resnet18.tv_in1k", layer="layer3", size=256, epochs=10, **SMALL),
-    "demo": AstConfig(backbone="resnet18.tv_in1k", layer="layer2", size=128, positions=8, coupling_blocks=2,
+    "tiny": AstConfig(backbone="resnet18.tv_in1k", layer="layer2", size=128, positions=8, coupling_blocks=2,
                       residual_blocks=1, epochs=8, teacher_channels=16, student_channels=32, shortened=True),
 })
 class Ast(Detector):

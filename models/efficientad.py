@@ -36,7 +36,7 @@ class EfficientAdConfig(TrainedConfig):
 @register("efficientad", presets={
     "small": EfficientAdConfig(),
     "medium": EfficientAdConfig(model="medium"),
-    "demo": EfficientAdConfig(steps=6, penalty="embedded", shortened=True),
+    "quick": EfficientAdConfig(steps=6, penalty="embedded", shortened=True),
 })
 class EfficientAd(Trained):
     """EfficientAD: student and autoencoder against a small pretrained teacher"""

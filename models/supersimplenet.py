@@ -32,7 +32,7 @@ class SuperSimpleNetConfig(TrainedConfig):
 @register("supersimplenet", presets={
     "wrn50": SuperSimpleNetConfig(),
     "resnet18": SuperSimpleNetConfig(backbone="resnet18.tv_in1k"),
-    "demo": SuperSimpleNetConfig(backbone="resnet18.tv_in1k", size=128, epochs=6, train_batch=8, shortened=True),
+    "quick": SuperSimpleNetConfig(backbone="resnet18.tv_in1k", size=128, epochs=6, train_batch=8, shortened=True),
 })
 class SuperSimpleNet(Trained):
     """SuperSimpleNet: noise in feature space teaches a segmentation and a classification head"""

@@ -113,7 +113,7 @@ def _upload(ray: Any, job: Job, uploads: dict[Path, Any]) -> Any:
     """The category's folder as a tar in the object store, packed once per category."""
     import datasets
 
-    root = datasets.load(job.unit.dataset, job.unit.category, job.data_root).root
+    root = datasets.load(job.source, job.unit.category, job.data_root).root
     if root not in uploads:
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -137,7 +137,7 @@ def _task(pickled: bytes, data: bytes | None, threads: int) -> tuple[bytes, byte
             root = Path(folder) / "data"
             with tarfile.open(fileobj=io.BytesIO(data)) as archive:
                 archive.extractall(root, filter="data")
-            job = replace(job, data_root=root)
+            job = replace(job, data_root=root, source=job.unit.dataset)
         job = replace(job, results=Path(folder) / "results", cache_dir=None)
         record = run_unit(job, lambda phase, done, total, values: None)
         scores = Store(job.results).path(job).with_suffix(".npz")

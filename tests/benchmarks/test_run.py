@@ -193,6 +193,14 @@ def test_missing_kinds_of_test_pictures(
     assert record["metrics"]["image_auroc"] is None and record["undefined"]["image_auroc"]
 
 
+def test_a_dataset_named_by_a_yaml_file(cli: Cli, data_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(f"name: mine\nroot: {data_root / 'parts'}\ncategories: [plate]\n")
+    done = cli("run", "--methods", "fake", "--datasets", tmp_path / "own.yaml", "--results", tmp_path / "r",
+               "--weights", "none", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert list(metrics(tmp_path / "r")) == ["mine/plate fake@plain 0"]
+
+
 def test_changed_data_is_run_again(cli: Cli, own: Path, tmp_path: Path) -> None:
     first = cli(*run_args(own, tmp_path / "r", "--methods", "fake", "--categories", "nut"))
     assert "1 run now" in first.stderr

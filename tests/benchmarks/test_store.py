@@ -20,7 +20,7 @@ from models.base import Config
 def job(results: Path, **changes: Any) -> Job:
     return replace(Job(
         unit=Unit("parts", "a/b <c>", "m", "p", 3), config=Config(), config_hash="h", modified=False, fingerprint="f",
-        protocol=Protocol(), data_root=results, results=results,
+        protocol=Protocol(), source="parts", data_root=results, results=results,
     ), **changes)
 
 

@@ -23,13 +23,13 @@ CPU = torch.device("cpu")
 SHORT = {"epochs": "2", "train_batch": "3", "size": "64"}
 QUICK = {
     "patchcore@demo": {"size": "64"}, "patchcore@anomalib": {"size": "64", "backbone": "resnet18.tv_in1k"},
-    "padim@demo": {"size": "64"}, "stfpm@demo": SHORT, "reverse_distillation@demo": SHORT, "fastflow@demo": SHORT,
-    "ganomaly@demo": SHORT, "supersimplenet@demo": {**SHORT, "size": "128"},
+    "padim@demo": {"size": "64"}, "stfpm@demo": SHORT, "reverse_distillation@quick": SHORT, "fastflow@quick": SHORT,
+    "ganomaly@quick": SHORT, "supersimplenet@quick": {**SHORT, "size": "128"},
 }
 HEAVY = {
-    "draem@demo": {"epochs": "1", "train_batch": "3", "size": "64"},
-    "csflow@demo": {"epochs": "1", "hidden": "4", "blocks": "2"},
-    "efficientad@demo": {"steps": "2"},
+    "draem@quick": {"epochs": "1", "train_batch": "3", "size": "64"},
+    "csflow@quick": {"epochs": "1", "hidden": "4", "blocks": "2"},
+    "efficientad@quick": {"steps": "2"},
 }
 # the demo presets run through `test_all_methods` as well; here only what costs little runs every time
 ALL = [pytest.param(spec, settings, id=spec, marks=() if spec == "patchcore@anomalib" else pytest.mark.slow)
@@ -87,7 +87,7 @@ def test_fit_predict_seed_and_state(spec, settings):
 
 
 @pytest.mark.parametrize(("spec", "shapes"), [
-    ("patchcore@demo", [(384, 8, 8)]), ("reverse_distillation@demo", [(64, 16, 16), (128, 8, 8), (256, 4, 4)]),
+    ("patchcore@demo", [(384, 8, 8)]), ("reverse_distillation@quick", [(64, 16, 16), (128, 8, 8), (256, 4, 4)]),
 ])
 def test_feature_maps(spec, shapes):
     detector = build(spec, QUICK[spec])
@@ -109,7 +109,7 @@ def test_presets_pin_weights_and_mark_short_schedules():
         assert all("." in config.backbone for config in configs.values() if hasattr(config, "backbone"))
 
 
-@pytest.mark.parametrize("spec", ["patchcore@demo", "padim@demo", "supersimplenet@demo"])
+@pytest.mark.parametrize("spec", ["patchcore@demo", "padim@demo", "supersimplenet@quick"])
 def test_missing_weights_are_an_error(spec, tmp_path):
     with pytest.raises(WeightsError, match=r"resnet18\.tv_in1k"):
         build(spec, QUICK[spec], weights=str(tmp_path))
@@ -117,7 +117,7 @@ def test_missing_weights_are_an_error(spec, tmp_path):
 
 def test_efficientad_asks_for_its_teacher_and_its_pictures(tmp_path):
     with pytest.raises(WeightsError, match=r"pretrained_teacher_small\.pth"):
-        build("efficientad@demo", {}, weights=str(tmp_path))
+        build("efficientad@quick", {}, weights=str(tmp_path))
     with pytest.raises(ModelError, match="natural pictures"):
         build("efficientad@small", {}).fit(pictures(3), None)
 
@@ -128,8 +128,8 @@ def test_loss_that_is_not_finite_names_the_epoch():
 
 
 @pytest.mark.parametrize(("spec", "settings", "said"), [
-    ("csflow@demo", {"size": "200"}, "multiple of 128"), ("ganomaly@demo", {"size": "48"}, "power of two"),
-    ("efficientad@demo", {"size": "128"}, "at least 256"), ("supersimplenet@demo", {"size": "64"}, "at least 128"),
+    ("csflow@quick", {"size": "200"}, "multiple of 128"), ("ganomaly@quick", {"size": "48"}, "power of two"),
+    ("efficientad@quick", {"size": "128"}, "at least 256"), ("supersimplenet@quick", {"size": "64"}, "at least 128"),
     ("padim@demo", {"dimensions": "9999"}, "dimensions"), ("patchcore@demo", {"coreset": "0"}, "coreset"),
 ])
 def test_settings_that_cannot_work(spec, settings, said):
@@ -192,7 +192,7 @@ def test_ganomaly_steps_both_players_as_one_after_the_other():
     """One joint step equals anomalib's two: the generator's loss leaves no gradient in the discriminator."""
     from anomalib.models.image.ganomaly.loss import DiscriminatorLoss, GeneratorLoss
 
-    detector = build("ganomaly@demo", {**SHORT, "epochs": "1", "train_batch": "4"})
+    detector = build("ganomaly@quick", {**SHORT, "epochs": "1", "train_batch": "4"})
     generate, judge = (copy.deepcopy(detector.trained[k]).train() for k in ("generator", "discriminator"))
     detector.fit(pictures(4), None)
     real = detector.preprocess(pictures(4)) * 2 - 1
@@ -214,7 +214,7 @@ def test_ganomaly_steps_both_players_as_one_after_the_other():
 
 @pytest.mark.slow
 def test_draem_scores_the_largest_mean_and_gives_its_last_map():
-    detector = build("draem@demo", HEAVY["draem@demo"])
+    detector = build("draem@quick", HEAVY["draem@quick"])
     detector.fit(pictures(3), None)
     result = detector.predict(pictures(2))
     means = F.avg_pool2d(result.anomaly_map.unsqueeze(1), 21, 1, 10).amax((1, 2, 3))

@@ -61,18 +61,18 @@ def test_paper_preset_has_the_papers_shapes() -> None:
 
 
 def test_maps_and_scores() -> None:
-    detector = build("ast@demo")
+    detector = build("ast@tiny")
     pictures = [np.full((50, 70, 3), 90, np.uint8), np.zeros((64, 64, 3), np.uint8)]
     found = detector.predict(pictures)
     assert found.anomaly_map.shape == (2, 128, 128) and found.score.shape == (2,)
     [difference] = detector.feature_maps(pictures)
     torch.testing.assert_close(found.score, difference.mean((1, 2, 3)))
-    assert build("ast@demo", score="max").predict(pictures).score[0] >= found.score[0]
+    assert build("ast@tiny", score="max").predict(pictures).score[0] >= found.score[0]
 
 
 def test_cuts() -> None:
     picture = [np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)]
-    teacher, student, difference = (build("ast@demo", cut=c).feature_maps(picture)[0]
+    teacher, student, difference = (build("ast@tiny", cut=c).feature_maps(picture)[0]
                                     for c in ("teacher", "student", "difference"))
     torch.testing.assert_close(difference, (teacher - student).square())
 
@@ -109,7 +109,7 @@ def test_encoding_tells_all_positions_apart() -> None:
     assert torch.equal(waves[0, :4, 0], waves[0, :4, 3]) and torch.equal(waves[0, 4:, :, 0], waves[0, 4:, :, 2])
     torch.testing.assert_close(waves[0, 0, 0], torch.arange(5.0).sin())
     with pytest.raises(ModelError, match="multiple of 4"):
-        build("ast@demo", positions=6)
+        build("ast@tiny", positions=6)
 
 
 def test_student_is_not_a_flow_of_the_teachers_size() -> None:
@@ -129,7 +129,7 @@ def test_building_leaves_numpys_generator_alone() -> None:
 
 def test_training_finds_what_is_not_normal() -> None:
     rng = np.random.default_rng(0)
-    detector = build("ast@demo", epochs=12)
+    detector = build("ast@tiny", epochs=12)
     steps: list[tuple[int, int]] = []
     log = detector.fit([stripes(rng, False) for _ in range(16)], None, lambda a, b, /, **_: steps.append((a, b)))
     assert log["loss"][-1] < log["loss"][0] / 2 and log["teacher_loss"][-1] < log["teacher_loss"][0]
@@ -141,7 +141,7 @@ def test_training_finds_what_is_not_normal() -> None:
 def test_divergence_is_an_error() -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(ModelError, match="lower the learning rate"):
-        build("ast@demo", epochs=3, learning_rate=1e30).fit([stripes(rng, False) for _ in range(10)], None)
+        build("ast@tiny", epochs=3, learning_rate=1e30).fit([stripes(rng, False) for _ in range(10)], None)
 
 
 @pytest.mark.real
