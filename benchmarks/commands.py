@@ -336,8 +336,10 @@ def _baseline(args: argparse.Namespace) -> int:
         and (not specs or f"{r['unit']['method']}@{r['unit']['preset']}" in specs)
     ]
     data = regression.make_baseline(records, _baseline_command(records, args))
-    write_atomic(args.out, (json.dumps(data, indent=1) + "\n").encode())
-    print(f"{args.out}: {len(data['entries'])} scores")
+    entries = ",\n".join(json.dumps(entry) for entry in data.pop("entries"))  # a line each: readable differences
+    text = json.dumps(data, indent=1)[:-2] + f',\n "entries": [\n{entries}\n ]\n}}\n'
+    write_atomic(args.out, text.encode())
+    print(f"{args.out}: {entries.count(chr(10)) + 1} scores")
     return 0
 
 

@@ -138,7 +138,8 @@ def plan_units(
         jobs += [
             Job(
                 unit=Unit(data[0].dataset, category, method, preset, seed), config=config,
-                config_hash=_config_hash(method, config), modified=modified, fingerprint=data[1], source=_source(dataset),
+                config_hash=_config_hash(method, config), modified=modified, fingerprint=data[1],
+                source=_source(dataset),
                 protocol=protocol, data_root=Path(options.data_root).resolve(),
                 results=Path(options.results).resolve(), weights=weights, device=options.device,
                 textures=textures if getattr(config, "textures", "") is None else "",

@@ -153,7 +153,8 @@ def _gather(ray: Any, reference: Any, job: Job, store: Store, outcome: Outcome, 
         record, scores = ray.get(reference)
         record = json.loads(record)
     except ray.exceptions.RayError as error:
-        record = failure(job, type(error).__name__, f"the task was lost: {str(error).strip().splitlines()[-1]}", "worker")
+        why = f"the task was lost: {str(error).strip().splitlines()[-1]}"
+        record = failure(job, type(error).__name__, why, "worker")
         record["environment"] = {"finished": provenance.now()}
     if scores is not None and record["status"] == "ok":
         write_atomic(store.path(job).with_suffix(".npz"), scores)
