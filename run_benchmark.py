@@ -86,6 +86,14 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=None, metavar="DIR", help="folder of the report (results/report)")
     sub.add_argument("--mixed", action="store_true", help="allow records of several protocols, labelled")
 
+    sub = commands.add_parser("figure", help="input, mask and anomaly map of test pictures", parents=[shared])
+    sub.add_argument("method", metavar="M[@PRESET]")
+    sub.add_argument("--datasets", nargs="+", required=True, metavar="D")
+    sub.add_argument("--categories", nargs="+", default=[], metavar="C", help="categories (all with kept maps)")
+    sub.add_argument("--pictures", type=int, default=1, metavar="N", help="pictures per kind of defect (1)")
+    sub.add_argument("--colormap", default="inferno", help="jet for likeness to the papers (inferno)")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="one PNG per category is written here")
+
     sub = commands.add_parser("download", help="fetch a public dataset, or draw an embedded one", parents=[shared])
     sub.add_argument("dataset", metavar="mvtec_ad|mvtec_loco|demo|demo_loco|demo_flat_connector")
 

@@ -301,6 +301,59 @@ def _samples(args: argparse.Namespace, dataset: str, category: str) -> dict[str,
         return {}
 
 
+def _figure(args: argparse.Namespace) -> int:
+    """Grids of input, ground truth and anomaly map, as in the papers' figures, from maps that a run kept."""
+    import numpy as np
+    import tifffile
+
+    from benchmarks.report import figures
+    from datasets.images import decode, decode_mask
+    from models import registry
+
+    spec = "@".join(registry.parse(args.method))
+    maps = Path(args.results) / "maps"
+    written = []
+    for record in _records(args):
+        unit = record["unit"]
+        if f"{unit['method']}@{unit['preset']}" != spec or unit["dataset"] not in args.datasets:
+            continue
+        if args.categories and unit["category"] not in args.categories:
+            continue
+        folder = maps / Path(record["path"]).relative_to(Store(Path(args.results)).runs).with_suffix("")
+        samples = _samples(args, unit["dataset"], unit["category"])
+        chosen = _per_kind([name for name in samples if (folder / unit["category"] / "test" / f"{name}.tiff").exists()],
+                           args.pictures)
+        if not chosen:
+            continue
+        found = {n: tifffile.imread(folder / unit["category"] / "test" / f"{n}.tiff") for n in chosen}
+        examples = [
+            figures.Example(
+                decode(samples[n][0]), np.max([decode_mask(m) for m in samples[n][1]], 0) if samples[n][1] else None,
+                found[n], n,
+            )
+            for n in chosen
+        ]
+        path = args.out / re.sub(r"[^\w.@-]+", "_", f"{spec}-{unit['dataset']}-{unit['category']}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figures.overlay_grid(examples, path, title=f"{spec}, {unit['category']}", colormap=args.colormap)
+        written.append(path)
+        print(path)
+    if not written:
+        raise UsageError(
+            f"no maps of {spec} on {', '.join(args.datasets)} are kept under {maps}, or their pictures are not under "
+            f"{args.data_root}; run it with --keep-maps --force"
+        )
+    return 0
+
+
+def _per_kind(names: Sequence[str], count: int) -> list[str]:
+    """The first `count` names of each kind, the part before the slash."""
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(names):
+        kinds.setdefault(name.partition("/")[0], []).append(name)
+    return [name for group in kinds.values() for name in group[:count]]
+
+
 # ---------------------------------------------------------------- regression gate
 
 

@@ -276,3 +276,16 @@ def test_kept_maps_are_raw_float32_at_the_original_size(cli: Cli, data_root: Pat
     assert len(maps) == 8 and maps[0].parts[-4:-1] == ("nut", "test", "good")
     array = tifffile.imread(maps[0])
     assert array.dtype == np.float32 and array.shape == (40, 48)
+    done = cli("figure", "fake", "--datasets", "parts", "--data-root", data_root, "--results", tmp_path,
+               "--out", tmp_path / "figures")
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "figures" / "fake@plain-parts-nut.png").size[0] > 300
+    done = cli("figure", "fake", "--datasets", "other", "--results", tmp_path, "--out", tmp_path)
+    assert done.returncode == 2 and "--keep-maps" in done.stderr
+    maps_dir = maps[0].parents[3]
+    scored = subprocess.run(
+        [sys.executable, "-m", "benchmarks.metrics", str(maps_dir), str(data_root / "parts")],
+        cwd=REPO, capture_output=True, text=True, check=True,
+    )
+    record = Store(tmp_path).records()[0]
+    assert json.loads(scored.stdout)["categories"]["nut"]["metrics"] == record["metrics"], "the stand-alone command differs"
