@@ -288,4 +288,5 @@ def test_kept_maps_are_raw_float32_at_the_original_size(cli: Cli, data_root: Pat
         cwd=REPO, capture_output=True, text=True, check=True,
     )
     record = Store(tmp_path).records()[0]
-    assert json.loads(scored.stdout)["categories"]["nut"]["metrics"] == record["metrics"], "the stand-alone command differs"
+    alone = json.loads(scored.stdout)["categories"]["nut"]["metrics"]
+    assert alone == record["metrics"], "the stand-alone command differs"
