@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import provenance
+from benchmarks import history, provenance
 from benchmarks.store import SCHEMA, Store
 from benchmarks.units import Job, config_dict
 
@@ -225,10 +225,10 @@ def _run(
         "test_good": good, "test_anomalous": len(category.test) - good, "sizes": scored.sizes,
     }
     record["weights"] = dict(weights.used)
-    record["training"] = log or {}
+    record["training"], series = history.split(log or {})
     record["notes"] = [*category.notes, *warnings, *scored.notes]
     record["marks"] = _marks(job, record["weights"], category.notes)
-    return record, scored.per_image
+    return record, {**scored.per_image, **scored.curves, **series}
 
 
 def _marks(job: Job, weights: dict[str, Any], notes: Sequence[str]) -> list[str]:

@@ -15,14 +15,22 @@ from benchmarks.metrics import Region, Scorer
 from datasets.base import Category, Sample
 from models.base import Detector, Images, ModelError
 
+CURVE_POINTS = 200
+
 
 @dataclass(frozen=True)
 class Scored:
-    """Metrics of a unit, per-image scores, and the seconds that predicting and measuring took."""
+    """Metrics of a unit, per-image scores, curves, and the seconds that predicting and measuring took.
+
+    curves: {'curve.pixel': float32 [2, n]} and the like: false positive rate against true positive rate ('pixel'),
+        overlap ('pro') or saturated overlap ('spro/logical', 'spro/structural'), thinned to CURVE_POINTS with its area
+        kept. The curve of the image scores follows from the scores themselves, which are stored whole.
+    """
 
     metrics: dict[str, float | None]
     undefined: dict[str, str]
     per_image: dict[str, np.ndarray]
+    curves: dict[str, np.ndarray]
     image_score: str  # 'method' or 'max': which rule made the image score
     sizes: str
     predict_s: float
@@ -45,7 +53,7 @@ def score_test(
     Raises DatasetError for broken ground truth, MetricError for NaN or infinite scores, ModelError for wrong shapes.
     """
     loco = category.layout == "loco"
-    scorer = Scorer(loco=loco, threshold=detector.threshold)
+    scorer = Scorer(loco=loco, threshold=detector.threshold, curve_points=CURVE_POINTS)
     rows: list[tuple[str, int, str, float, float]] = []
     predict_s = metrics_s = 0.0
     sizes: set[tuple[int, int]] = set()
@@ -86,6 +94,10 @@ def score_test(
         per_image={
             "name": np.array(names), "label": np.array(labels, np.int8), "kind": np.array(kinds),
             "score": np.array(scores_, np.float32), "score_max": np.array(tops, np.float32),
+        },
+        curves={
+            f"curve.{name}": np.stack(list(curve.values())).astype(np.float32)
+            for name, curve in result.curves.items() if not name.startswith("image")
         },
         image_score="method" if own_score else "max",
         sizes=f"{(s := next(iter(sizes)))[1]}x{s[0]}" if len(sizes) == 1 else "mixed",
