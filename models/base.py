@@ -6,6 +6,7 @@ A method sees pictures as uint8 arrays [H, W, 3] of any size and returns anomaly
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -73,7 +74,7 @@ class Context:
     extras: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Detector:
+class Detector(ABC):
     """Base class of every method.
 
     A subclass defines `__init__` (call super), `fit` and `predict`; `preprocess` must be set by `__init__`.
@@ -91,18 +92,18 @@ class Detector:
         self.config = config
         self.context = context
 
+    @abstractmethod
     def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any] | None:
         """Learn from normal pictures. May return a log ({'loss': [...], 'epochs': n}) that the record keeps."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, batch: Images) -> Prediction:
         """Anomaly maps and scores of a list of pictures."""
-        raise NotImplementedError
 
+    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values that `load_state_dict` needs (readable with torch.load(weights_only=True))."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, on a detector built with the same config."""
-        raise NotImplementedError

@@ -6,6 +6,7 @@ comments are the paper's; "open" marks what it does not state (docs/methods_dae_
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -180,12 +181,13 @@ class AutoencoderDetector(Detector):
         self.net = Autoencoder(config, self._is_dense(), context.weights)
         self.net.to(context.device, memory_format=torch.channels_last).eval()
 
+    @abstractmethod
     def _is_dense(self) -> bool:
-        raise NotImplementedError
+        """Whether the bottleneck is a dense layer."""
 
+    @abstractmethod
     def _objective(self, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss of a clean batch and its parts."""
-        raise NotImplementedError
 
     def _input(self, pictures: Images, x: Tensor) -> Tensor:
         """What the network sees of pictures `x` [B, 3, s, s] outside of training."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,32 @@ import torch
 from torch import Tensor, nn
 
 from models.base import Images, ModelError
+from models.nn.memory import available, in_parts, note
 from models.nn.preprocess import Preprocess
 from models.weights import IGNORED, TORCHVISION, WeightStore, load_into
 
 CHUNK = 8  # pictures per pass; fixed, because the cache may only share what was computed in the same batches
+CHANNELS_LAST = ("cuda",)  # devices whose convolutions are faster with channels last
+PRECISIONS = ("float32", "bf16")
+
+_precision: ContextVar[str] = ContextVar("precision", default="float32")
+
+
+@contextlib.contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Inside, frozen backbones compute in `name`: 'float32', or 'bf16' with features brought back to float32."""
+    if name not in PRECISIONS:
+        raise ModelError(f"precision={name!r}: use {' or '.join(PRECISIONS)}")
+    token = _precision.set(name)
+    try:
+        yield
+    finally:
+        _precision.reset(token)
+
+
+def current_precision() -> str:
+    """The precision in which backbones compute here."""
+    return _precision.get()
 
 
 class _Reached(Exception):
@@ -36,6 +60,7 @@ class Backbone(nn.Module):
         self.layers = tuple(layers)
         self.channels: dict[str, int] = {}
         self.identity: tuple[str, str] = (tag, "untrained")
+        self.most = CHUNK  # pictures per pass that memory suffices for, as far as is known
         self._found: dict[str, Tensor] = {}
         modules = dict(net.named_modules())
         for layer in self.layers:
@@ -58,10 +83,15 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         self._found = {}
-        with contextlib.suppress(_Reached):
+        low = current_precision() == "bf16"
+        if low:
+            note("frozen backbone computed in bf16")
+        if x.device.type in CHANNELS_LAST:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with contextlib.suppress(_Reached), torch.autocast(x.device.type, torch.bfloat16, enabled=low):
             self.net(x)
         found, self._found = self._found, {}
-        return {layer: found[layer] for layer in self.layers}
+        return {layer: found[layer].float() for layer in self.layers}
 
     def train(self, mode: bool = True) -> Backbone:
         """Stays in evaluation mode: batch statistics of a frozen network never change."""
@@ -113,7 +143,10 @@ def backbone(tag: str, layers: Sequence[str], store: WeightStore, device: torch.
     if state is not None:
         load_into(net.net, state, tag)
         net.identity = (tag, store.used[tag]["sha256"])  # type: ignore[index]
-    return net.to(device)
+    net = net.to(device)
+    if torch.device(device).type in CHANNELS_LAST:
+        net = net.to(memory_format=torch.channels_last)
+    return net
 
 
 def _prune(net: Backbone) -> None:
@@ -133,37 +166,84 @@ def _prune(net: Backbone) -> None:
                 setattr(parent, name.rpartition(".")[2], nn.Identity())
 
 
+def room(device: torch.device | str) -> int:
+    """Bytes that held features may take: a quarter of what is free on their device, at most 4 GiB."""
+    return min(4 << 30, available(device) // 4)
+
+
 class FeatureCache:
     """Features of pictures by content, so that methods on one backbone share one pass over a category.
 
-    A key holds the weights' hash, the preprocessing and the pixels of a chunk of pictures, so that a hit is what the
-    pass would have computed, bit for bit. Once `limit` bytes are held, nothing more is kept: a sequence read from
-    start to end twice gains from its first part, where dropping the oldest would lose all of it.
+    A key holds the weights' hash, the preprocessing, the precision and the pixels of a chunk of pictures, so that a
+    hit is what the pass would have computed, bit for bit. Features stay where they were computed. At most `limit`
+    bytes are held (None: `room`). When they are full, features of a backbone and preprocessing that no method has asked
+    for since `begin` make room; then nothing more is kept: a sequence read from start to end twice gains from its
+    first part, where dropping the oldest would lose all of it.
 
-    stats: 'computed' and 'reused' count pictures, 'bytes' what is held, 'full' pictures not kept for want of room.
+    stats, since `begin`: 'computed' and 'reused' count pictures, 'full' pictures not kept for want of room,
+    'compute_s' seconds spent, 'saved_s' seconds that computing the reused ones took before. 'bytes': held now.
     """
 
-    def __init__(self, limit: int = 2 << 30) -> None:
+    def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
-        self.stats = {"computed": 0, "reused": 0, "bytes": 0, "full": 0}
-        self._held: dict[Any, dict[str, Tensor]] = {}
+        self.stats: dict[str, float] = {"bytes": 0}
+        self._held: dict[Any, dict[bytes, tuple[dict[str, Tensor], float]]] = {}  # by group, then by pictures
+        self._used: set[Any] = set()  # groups of this unit
+        self.begin()
 
-    def get(self, key: Any, layers: Sequence[str], pictures: int, compute: Any) -> Mapping[str, Tensor]:
-        """{layer: [B, C, h, w]} of `key` from memory, else from `compute()`; kept where room is left."""
-        held = self._held.get(key, {})
+    def begin(self) -> None:
+        """A new unit: counts start at zero."""
+        self.stats = {
+            "computed": 0, "reused": 0, "full": 0, "compute_s": 0.0, "saved_s": 0.0, "bytes": self.stats["bytes"],
+        }
+        self._used = set()
+
+    def clear(self) -> None:
+        """Drop everything that is held."""
+        self._held = {}
+        self.stats["bytes"] = 0
+
+    def get(
+        self, group: Any, pictures: bytes, count: int, layers: Sequence[str], compute: Callable[[], dict[str, Tensor]]
+    ) -> Mapping[str, Tensor]:
+        """{layer: [count, C, h, w]} from memory, else from `compute()` and kept where room is left.
+
+        group: what makes the features besides the pictures; pictures: digest of their pixels.
+        """
+        self._used.add(group)
+        held, seconds = self._held.get(group, {}).get(pictures, ({}, 0.0))
         if all(layer in held for layer in layers):
-            self.stats["reused"] += pictures
-            return {layer: held[layer] for layer in layers}
-        self.stats["computed"] += pictures
-        found: dict[str, Tensor] = compute()
-        fresh = {layer: tensor.cpu() for layer, tensor in found.items() if layer not in held}
+            self.stats["reused"] += count
+            self.stats["saved_s"] += seconds
+            # tensors from a prediction cannot be trained on
+            return {k: held[k] if torch.is_inference_mode_enabled() or not held[k].is_inference() else held[k].clone()
+                    for k in layers}
+        start = time.perf_counter()
+        found = compute()
+        if any(tensor.is_cuda for tensor in found.values()):
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        self.stats["computed"] += count
+        self.stats["compute_s"] += seconds
+        fresh = {layer: tensor for layer, tensor in found.items() if layer not in held}
         size = sum(tensor.nbytes for tensor in fresh.values())
-        if self.stats["bytes"] + size <= self.limit:
-            self._held[key] = {**held, **fresh}
+        if self._fits(size, next(iter(found.values())).device):
+            self._held.setdefault(group, {})[pictures] = ({**held, **fresh}, seconds)
             self.stats["bytes"] += size
         else:
-            self.stats["full"] += pictures
+            self.stats["full"] += count
         return found
+
+    def _fits(self, size: int, device: torch.device) -> bool:
+        if self.limit is None:
+            self.limit = room(device)
+        for group in list(self._held):
+            if self.stats["bytes"] + size <= self.limit:
+                break
+            if group not in self._used:
+                dropped = self._held.pop(group)
+                self.stats["bytes"] -= sum(t.nbytes for found, _ in dropped.values() for t in found.values())
+        return self.stats["bytes"] + size <= self.limit
 
 
 def extract(
@@ -171,14 +251,21 @@ def extract(
 ) -> Iterator[dict[str, Tensor]]:
     """Features of `images` in order, {layer: float32 [b, C, h, w]} on `device` for up to CHUNK pictures at a time.
 
-    The same values with and without a cache: the pass always runs in the same chunks.
+    The same values with and without a cache: the pass always runs in the same chunks, unless memory does not suffice
+    for one; then it runs in halves, and `models.nn.memory.note` says so.
     """
     for start in range(0, len(images), CHUNK):
         pictures = [images[i] for i in range(start, min(start + CHUNK, len(images)))]
 
         def compute(pictures: list[np.ndarray] = pictures) -> dict[str, Tensor]:
             with torch.no_grad():  # not inference_mode: heads may be trained on these features
-                return net(preprocess(pictures, device))
+                parts = in_parts(
+                    lambda part: net(preprocess(part, device)), pictures, net.most, f"features of {net.tag} are taken"
+                )
+            if len(parts) == 1:
+                return parts[0]
+            net.most = len(parts[-2][net.layers[0]])
+            return {layer: torch.cat([part[layer] for part in parts]) for layer in net.layers}
 
         if cache is None:
             yield compute()
@@ -187,6 +274,5 @@ def extract(
         for picture in pictures:
             digest.update(repr(picture.shape).encode())
             digest.update(np.ascontiguousarray(picture))
-        key = (net.identity, preprocess, str(device), digest.digest())
-        found = cache.get(key, net.layers, len(pictures), compute)
-        yield {layer: tensor.to(device) for layer, tensor in found.items()}
+        group = (net.identity, preprocess, str(device), current_precision())
+        yield dict(cache.get(group, digest.digest(), len(pictures), net.layers, compute))
