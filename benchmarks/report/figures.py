@@ -98,8 +98,10 @@ def curves(
 ) -> Path:
     """ROC, PRO or sPRO curves. items: {'label', 'fpr' [n], and 'tpr', 'pro' or 'spro' [n]}.
 
-    limit: false positive rate up to which the area is taken; that part is shaded and the rest left pale.
+    limit: false positive rate up to which the area is taken; that part is shaded, and a small one shown enlarged.
     """
+    from benchmarks.report.arrays import reach
+
     name = {"roc": "tpr", "pro": "pro", "spro": "spro"}[kind]
     figure = _figure(4.8, 4.2)
     axis = figure.subplots()
@@ -115,11 +117,11 @@ def curves(
     if kind == "roc":
         axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
     axis.set(
-        xlim=(0, 1), ylim=(0, 1.01), xlabel="false positive rate",
+        xlim=(0, reach(limit)), ylim=(0, 1.01), xlabel="false positive rate",
         ylabel={"roc": "true positive rate", "pro": "per-region overlap", "spro": "saturated per-region overlap"}[kind],
     )
     if len(items) > 1 or items[0].get("label"):
-        axis.legend(fontsize=8, loc="lower right")
+        axis.legend(fontsize=8, loc="best" if limit else "lower right")
     _title(figure, title)
     return _save(figure, path)
 

@@ -75,7 +75,7 @@ def _clear(out: Path) -> None:
     if out.exists() and any(out.iterdir()):
         if not (out / "assets" / "report.css").exists():
             raise ReportError(f"{out} holds other files than a report; choose an empty folder with --out")
-        for name in ("assets", "methods", "images"):
+        for name in ("assets", "methods", "images", "charts"):
             shutil.rmtree(out / name, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
 

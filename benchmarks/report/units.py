@@ -13,6 +13,8 @@ from urllib.parse import quote
 
 import numpy as np
 
+from benchmarks.report import charts
+from benchmarks.report.arrays import arrays_of
 from benchmarks.report.pool import Pool, Record, protocol_of, size_text
 from benchmarks.report.tables import symbol
 
@@ -62,6 +64,8 @@ def method_pages(found: Pool, out: Path, results: Path | None, pictures: Picture
         configs: dict[str, dict[str, Any]] = {}
         machines: dict[str, dict[str, Any]] = {}
         units = [_unit(i, record, out, configs, machines, pictures) for i, record in enumerate(records)]
+        for i, (unit, record) in enumerate(zip(units, records, strict=True)):
+            unit["charts"] = _charts(record, out / "charts" / f"{number}-{i}.svg")
         common = {unit["protocol"] for unit in units}
         if len(common) == 1:
             for unit in units:
@@ -99,7 +103,7 @@ def _unit(
         "undefined": list((record.get("undefined") or {}).items()),
         "misses": [miss.text for miss in misses[:MISSES]],
         "pictures": pictures.of(record, misses),
-        "command": command, "finished": finished, "device": machine["device"],
+        "command": command, "finished": _minute(finished), "device": machine["device"],
         "record": _relative(path, out / "methods"), "record_name": Path(path).name if path else "",
         "protocol": f"at {size_text(size)}; {rule}; metric version {version}",
         "images": ", ".join(
@@ -114,6 +118,21 @@ def _unit(
         "config": _index_of(configs, config), "config_hash": config["hash"],
         "machine": _index_of(machines, machine),
     }
+
+
+def _charts(record: Record, path: Path) -> str:
+    """Write the unit's curves, losses and scores; the link from the method's page, '' when nothing is stored."""
+    drawn = charts.of(record)
+    if not drawn:
+        return ""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(drawn, encoding="utf-8")
+    return f"../charts/{path.name}"
+
+
+def _minute(time: str) -> str:
+    """'2026-01-01 09:30 UTC' from the record's time in full."""
+    return f"{time[:10]} {time[11:16]} UTC" if time[19:].endswith("+00:00") else time
 
 
 def _index_of(known: dict[str, dict[str, Any]], item: dict[str, Any]) -> int:
@@ -144,22 +163,10 @@ def _relative(path: str | None, start: Path) -> str | None:
     return quote(os.path.relpath(path, start).replace(os.sep, "/"), safe="/.") if path else None
 
 
-def scores_of(record: Record) -> dict[str, np.ndarray] | None:
-    """Per-image scores beside the record; None when there are none or they cannot be read."""
-    name = (record.get("images") or {}).get("scores")
-    if not name or not record.get("path"):
-        return None
-    try:
-        with np.load(Path(record["path"]).parent / Path(name).name, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in ("name", "label", "kind", "score")}
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def worst(record: Record) -> list[Miss]:
     """Every test picture, the most wrongly scored first: defective ones below good ones and the other way round."""
-    arrays = scores_of(record)
-    if arrays is None:
+    arrays = arrays_of(record)
+    if not arrays:
         return []
     label, score = arrays["label"].astype(int), arrays["score"].astype(float)
     order = {which: np.sort(score[(label == which) & np.isfinite(score)]) for which in (0, 1)}
