@@ -86,13 +86,19 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=None, metavar="DIR", help="folder of the report (results/report)")
     sub.add_argument("--mixed", action="store_true", help="allow records of several protocols, labelled")
 
-    sub = commands.add_parser("figure", help="input, mask and anomaly map of test pictures", parents=[shared])
-    sub.add_argument("method", metavar="M[@PRESET]")
+    sub = commands.add_parser("figure", help="overlays, curves, histograms, losses, heat tables", parents=[shared])
+    sub.add_argument("methods", nargs="+", metavar="M[@PRESET]")
     sub.add_argument("--datasets", nargs="+", required=True, metavar="D")
-    sub.add_argument("--categories", nargs="+", default=[], metavar="C", help="categories (all with kept maps)")
-    sub.add_argument("--pictures", type=int, default=1, metavar="N", help="pictures per kind of defect (1)")
-    sub.add_argument("--colormap", default="inferno", help="jet for likeness to the papers (inferno)")
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="one PNG per category is written here")
+    sub.add_argument("--categories", nargs="+", default=[], metavar="C", help="categories (all with records)")
+    sub.add_argument("--kinds", nargs="+", default=["overlay"], metavar="K", choices=(
+        "overlay", "roc", "pixel_roc", "pro", "spro", "scores", "loss", "watch", "heat", "all",
+    ), help="overlay, roc, pixel_roc, pro, spro, scores, loss, watch, heat or all (overlay, from kept maps)")
+    sub.add_argument("--pictures", type=int, default=1, metavar="N", help="overlay: pictures per kind of defect (1)")
+    sub.add_argument("--colormap", default="inferno", help="overlay: jet for likeness to the papers (inferno)")
+    sub.add_argument("--limit", type=float, default=None, metavar="FPR", help="end of the area (PRO 0.3, sPRO 0.05)")
+    sub.add_argument("--metric", default=None, metavar="KEY", help="heat: what to show (image AUROC)")
+    sub.add_argument("--mixed", action="store_true", help="allow records of several protocols")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="PNG files are written here")
 
     sub = commands.add_parser("download", help="fetch a public dataset, or draw an embedded one", parents=[shared])
     sub.add_argument("dataset", metavar="mvtec_ad|mvtec_loco|demo|demo_loco|demo_flat_connector")

@@ -302,23 +302,52 @@ def _samples(args: argparse.Namespace, dataset: str, category: str) -> dict[str,
 
 
 def _figure(args: argparse.Namespace) -> int:
+    """Figures of stored units: grids as in the papers, curves, histograms, losses, heat tables."""
+    from benchmarks.report import drawn
+    from models import registry
+
+    specs = ["@".join(registry.parse(m)) for m in args.methods]
+    records = [
+        r for r in _records(args)
+        if r["unit"]["dataset"] in args.datasets and (not args.categories or r["unit"]["category"] in args.categories)
+        and f"{r['unit']['method']}@{r['unit']['preset']}" in specs
+    ]
+    where = f"{', '.join(specs)} on {', '.join(args.datasets)}"
+    if not records:
+        raise UsageError(f"no record of {where} under {args.results}; run it first (for overlays "
+                         "with --keep-maps)")
+    kinds = [k for k in drawn.KINDS if k != "overlay"] if "all" in args.kinds else list(dict.fromkeys(args.kinds))
+    written = drawn.draw([k for k in kinds if k != "overlay"], records, args.out, metric=args.metric, limit=args.limit,
+                         mixed=args.mixed)
+    if "overlay" in kinds or "all" in args.kinds:
+        written += _overlays(args, records)
+    for path in written:
+        print(path)
+    if not written:
+        advice = {
+            "overlay": f"no kept maps, or no pictures under {args.data_root}: run with --keep-maps --force",
+            "watch": "nothing was watched: run with --watch-test N --force",
+            "loss": "no training log: the method does not train by epochs",
+        }
+        raise UsageError(f"nothing to draw of {where}: " + "; ".join(
+            advice.get(kind, f"{kind}: no such curve is stored; run again with --force if the record is older")
+            for kind in kinds
+        ))
+    return 0
+
+
+def _overlays(args: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Grids of input, ground truth and anomaly map, as in the papers' figures, from maps that a run kept."""
     import numpy as np
     import tifffile
 
-    from benchmarks.report import figures
+    from benchmarks.report import drawn, figures
     from datasets.images import decode, decode_mask
-    from models import registry
 
-    spec = "@".join(registry.parse(args.method))
     maps = Path(args.results) / "maps"
     written = []
-    for record in _records(args):
+    for record in records:
         unit = record["unit"]
-        if f"{unit['method']}@{unit['preset']}" != spec or unit["dataset"] not in args.datasets:
-            continue
-        if args.categories and unit["category"] not in args.categories:
-            continue
         folder = maps / Path(record["path"]).relative_to(Store(Path(args.results)).runs).with_suffix("")
         samples = _samples(args, unit["dataset"], unit["category"])
         chosen = _per_kind([name for name in samples if (folder / unit["category"] / "test" / f"{name}.tiff").exists()],
@@ -333,17 +362,13 @@ def _figure(args: argparse.Namespace) -> int:
             )
             for n in chosen
         ]
-        path = args.out / re.sub(r"[^\w.@-]+", "_", f"{spec}-{unit['dataset']}-{unit['category']}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        spec = f"{unit['method']}@{unit['preset']}"
+        path = args.out / drawn.file_name(
+            spec, unit["dataset"], unit["category"], *([f"seed{unit['seed']}"] if unit["seed"] else [])
+        )
         figures.overlay_grid(examples, path, title=f"{spec}, {unit['category']}", colormap=args.colormap)
         written.append(path)
-        print(path)
-    if not written:
-        raise UsageError(
-            f"no maps of {spec} on {', '.join(args.datasets)} are kept under {maps}, or their pictures are not under "
-            f"{args.data_root}; run it with --keep-maps --force"
-        )
-    return 0
+    return written
 
 
 def _per_kind(names: Sequence[str], count: int) -> list[str]:

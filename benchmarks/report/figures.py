@@ -192,6 +192,21 @@ def losses(logs: Mapping[str, Sequence[float]], path: Path, *, title: str = "", 
     return _save(figure, path)
 
 
+def over_training(
+    done: Sequence[float], series: Mapping[str, Sequence[float | None]], path: Path, *, title: str = ""
+) -> Path:
+    """AUROC on test pictures over training, and a line in the picture that says so. done: percent of the training."""
+    figure = _figure(5.4, 3.6)
+    axis = figure.subplots()
+    for name, values in series.items():
+        axis.plot(done, [100 * _nan(v) for v in values], marker="o", markersize=3, label=_plain(name), linewidth=1.3)
+    axis.set(xlabel="training done (%)", ylabel="AUROC (%)", xlim=(0, 101))
+    axis.set_title("looks at test data: for this plot only, no choice was made by it", fontsize=8, color="C3")
+    axis.legend(fontsize=8)
+    _title(figure, title)
+    return _save(figure, path)
+
+
 def bars(
     means: Mapping[str, float], path: Path, *, ylabel: str = "", spread: Mapping[str, float | None] | None = None,
     title: str = "",

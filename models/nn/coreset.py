@@ -38,7 +38,8 @@ def greedy_coreset(
 
     start: the first point taken. stats: filled with 'distances' (computed, many of them only in part), 'share' of the
     N * count that the plain rule computes, and 'curve', a list of (selected, share within the steps since the last).
-    On the CPU the extra memory is 144 bytes a point; elsewhere a dense form runs without waiting for the host.
+    On the CPU the extra memory is 144 bytes a point. On other devices, and where numba is absent, a form in tensor
+    operations runs (`models.nn.coreset_device`), which waits for the host once in STEPS selections.
     Raises ValueError when count or start is out of range or a feature is not finite.
     """
     points = features.detach().float().contiguous()
@@ -48,7 +49,9 @@ def greedy_coreset(
         raise ValueError("features are not finite")
     if points.device.type == "cpu" and (advance := _kernel()) is not None:
         return torch.from_numpy(_pruned(points.numpy(), count, start, advance, progress, stats))
-    return _dense(points, count, start, progress, stats)
+    from models.nn.coreset_device import select
+
+    return select(points, count, start, progress, stats)
 
 
 def plain_greedy(features: Tensor, count: int, *, start: int) -> Tensor:
@@ -63,26 +66,6 @@ def plain_greedy(features: Tensor, count: int, *, start: int) -> Tensor:
         if len(chosen) == count:
             return torch.tensor(chosen)
         chosen.append(int(nearest.argmax()))
-
-
-def _dense(points: Tensor, count: int, start: int, progress: Progress, stats: dict[str, Any] | None) -> Tensor:
-    """Every distance of every step, on any device; the chosen index stays there, so that nothing waits for the host."""
-    rows = 1 << 15
-    nearest = points.new_full((len(points),), torch.inf)
-    chosen = torch.empty(count, dtype=torch.int64, device=points.device)
-    index = torch.full((1,), start, dtype=torch.int64, device=points.device)
-    for step in range(count):
-        chosen[step : step + 1] = index
-        centre = points.index_select(0, index).double()
-        for part, low in zip(points.split(rows), nearest.split(rows), strict=True):
-            torch.minimum(low, (part.double() - centre).square_().sum(1).float(), out=low)
-        nearest.index_fill_(0, index, -1.0)
-        index = nearest.argmax(0, keepdim=True)
-        if (step + 1) % STEPS == 0 or step + 1 == count:
-            progress(step + 1, count)
-    if stats is not None:
-        stats.update(distances=len(points) * count, share=1.0, curve=[(count, 1.0)])
-    return chosen
 
 
 def _pruned(

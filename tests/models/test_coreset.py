@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.nn import coreset
+from models.nn import coreset, coreset_device
 from models.nn.coreset import greedy_coreset, plain_greedy
 
 
@@ -56,14 +56,58 @@ def test_same_points_with_many_dimensions_and_steps():
     assert [selected for selected, _ in stats["curve"]] == [16, 32, 64, 128, 256, 400]
 
 
+@pytest.mark.parametrize("capacity", ["by_count", "least", "all"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_form_for_other_devices_takes_the_same_points(kind, monkeypatch):
+def test_form_for_other_devices_takes_the_same_points(kind, capacity, monkeypatch):
+    """Also where the number of points a step looks at is guessed too low, and blocks are taken back."""
     monkeypatch.setattr(coreset, "_kernel", lambda: None)
-    for seed in range(5):
+    monkeypatch.setattr(coreset_device, "STEPS", 8)
+    monkeypatch.setattr(coreset_device, "FIRST", 2)
+    monkeypatch.setattr(coreset_device, "BUDGET", 4000)  # several parts
+    if capacity != "by_count":
+        monkeypatch.setattr(coreset_device, "_capacity", low_at_first() if capacity == "least" else lambda most, n: n)
+    for seed in range(4):
         x, count, start = features(kind, seed)
         stats = {}
-        assert torch.equal(greedy_coreset(x, count, start=start, stats=stats), plain_greedy(x, count, start=start))
-        assert stats["share"] == 1
+        found = greedy_coreset(x, count, start=start, stats=stats)
+        assert torch.equal(found, plain_greedy(x, count, start=start)), (kind, seed)
+        assert 0 < stats["share"] <= 1 and stats["curve"][-1][0] == count
+
+
+def low_at_first():
+    """Asks for far too few points, and for all when that has been seen not to do."""
+    before = [1 << 30]
+
+    def capacity(most, total):
+        before[0] = max(1, most // 8) if most <= before[0] else total
+        return before[0]
+
+    return capacity
+
+
+def test_form_for_other_devices_looks_at_few_points_and_repeats_what_did_not_suffice(monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 40, generator=g)[torch.randint(0, 20, (4000,), generator=g)]
+    x += 0.2 * torch.randn(4000, 40, generator=g)
+    asked, runs = [], []
+    real = coreset_device._Runner.__call__
+
+    def spied(self, times, capacity, slots):
+        runs.append((times, capacity))
+        real(self, times, capacity, slots)
+
+    def capacity(most, total):
+        asked.append(most)
+        return 64 if len(asked) == 2 else max(most, 1)
+
+    monkeypatch.setattr(coreset, "_kernel", lambda: None)
+    monkeypatch.setattr(coreset_device, "_capacity", capacity)
+    monkeypatch.setattr(coreset_device._Runner, "__call__", spied)
+    stats = {}
+    assert torch.equal(greedy_coreset(x, 600, start=3, stats=stats), plain_greedy(x, 600, start=3))
+    assert runs[0] == (16, 4000) and runs[2] == (32, 64) and runs[3][0] == 32 and runs[3][1] > 64
+    assert sum(times for times, _ in runs) > 600 and stats["share"] < 0.2
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_small_cases_by_hand():
