@@ -76,7 +76,8 @@ def _pruned(
     A cluster is a linked list of its points, farthest first: `first` by cluster, then `after` by point.
     """
     total = len(points)
-    heads, slack = _heads(points)
+    found, slack = leading(torch.from_numpy(points))
+    heads = found.numpy()
     centres = np.zeros((count, heads.shape[1]), np.float32)  # heads of the chosen points, side by side
     nearest = np.full(total, np.inf, np.float32)  # squared distance to the own centre; -1 once taken
     after = np.arange(1, total + 1, dtype=np.int32)
@@ -107,28 +108,27 @@ def _pruned(
     return chosen
 
 
-def _heads(points: np.ndarray) -> tuple[np.ndarray, float]:
+def leading(points: Tensor) -> tuple[Tensor, float]:
     """Coordinates float32 [N, HEAD] in orthonormal leading directions, and what a length in them may be off by.
 
     Any orthonormal directions give valid bounds; those of largest variance, found here roughly by subspace iteration
     on a sample, give close ones.
     """
-    all_points = torch.from_numpy(points)
-    sample = all_points[:: max(1, len(points) // 4096)].double()
+    sample = points[:: max(1, len(points) // 4096)].double()
     mean = sample.mean(0)
     covariance = (sample - mean).T @ (sample - mean)
-    basis = torch.randn(len(mean), min(HEAD, len(mean)), generator=torch.Generator().manual_seed(0)).double()
+    basis = torch.randn(len(mean), min(HEAD, len(mean)), generator=torch.Generator().manual_seed(0)).to(mean)
     for _ in range(5):
         basis = torch.linalg.qr(covariance @ basis + 1e-12 * basis)[0]
     heads, longest = [], 0.0
-    for part in all_points.split(1 << 14):
+    for part in points.split(1 << 14):
         centred = part - mean.float()
         longest = max(longest, float(centred.norm(dim=1).max()))
         heads.append(centred @ basis.float())
     # a float32 product of D terms is off by at most D units in the last place, in each of HEAD coordinates and at
     # both ends of a difference
     slack = 2 * (len(mean) + 4) * 2.0**-24 * HEAD**0.5 * longest
-    return torch.cat(heads).numpy(), slack
+    return torch.cat(heads), slack
 
 
 @cache
