@@ -113,7 +113,7 @@ def curves(
             axis.fill_between(inside, np.interp(inside, fpr, rate), color=f"C{k}", alpha=0.15, linewidth=0)
     if limit is not None:
         axis.axvline(limit, color=GREY, linestyle="--", linewidth=1)
-        axis.annotate(f"limit {limit:g}", (limit, 0.02), xytext=(4, 0), textcoords="offset points", fontsize=8)
+        axis.annotate(f"limit {limit:g}", (limit, 0.96), xytext=(4, 0), textcoords="offset points", fontsize=8)
     if kind == "roc":
         axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
     axis.set(
@@ -187,6 +187,7 @@ def losses(logs: Mapping[str, Sequence[float]], path: Path, *, title: str = "", 
     if everything and min(everything) > 0 and max(everything) / min(everything) > 10:
         axis.set_yscale("log")
     axis.set(xlabel=xlabel, ylabel="loss")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(fontsize=8)
     _title(figure, title)
     return _save(figure, path)
