@@ -55,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--paper", default="all", metavar="ID|all")
     sub.add_argument("--table", default=None, metavar="T")
     sub.add_argument("--quick", action="store_true", help="short CPU presets; every figure is marked")
+    sub.add_argument("--no-run", action="store_true",
+                     help="run nothing: list the units and write the tables from what is stored")
     sub.add_argument("--categories", nargs="+", default=[], metavar="C", help="categories (all found)")
     sub.add_argument("--methods", nargs="+", default=[], metavar="M", help="only these methods (all of the tables)")
 

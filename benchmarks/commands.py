@@ -203,39 +203,35 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _reproduce(args: argparse.Namespace) -> int:
-    import datasets
-    from benchmarks.plan import plan_units
-    from benchmarks.report import suites, tables
-    from datasets.base import DatasetError
+    from benchmarks import reproduce
+    from benchmarks.report import tables
 
-    papers = [s.paper for s in suites.all()] if args.paper == "all" else [args.paper]
-    wanted: list[tuple[str, str, str]] = []
-    absent: dict[str, tuple[str, ...]] = {}
-    for paper in papers:
-        wanted += suites.units(paper, args.table, quick=args.quick)
-    if args.methods:
-        wanted = [u for u in wanted if u[0] in args.methods or u[0].partition("@")[0] in args.methods]
-    there: dict[str, set[str]] = {}
-    for dataset in dict.fromkeys(d for _, d, _ in wanted):
-        try:
-            there[dataset] = set(datasets.find(dataset, args.data_root))
-        except DatasetError as error:
-            there[dataset] = set()
-            _say(f"{dataset}: {error}")
-        names = dict.fromkeys(c for _, d, c in wanted if d == dataset)
-        absent[dataset] = tuple(c for c in names if c not in there[dataset])
-    chosen = [
-        (m, d, c) for m, d, c in wanted
-        if c in there[d] and (not args.categories or c in args.categories)
-    ]
-    plan = plan_units(chosen, _options(args), _seeds(args.seeds), absent)
-    code, records = (0, []) if not plan.jobs else _launch(args, plan)
+    papers, options = reproduce.papers(args.paper), _options(args)
+    plan, said = reproduce.make_plan(
+        papers, args.table, options, _seeds(args.seeds), quick=args.quick, methods=args.methods,
+        categories=args.categories,
+    )
+    for line in said:
+        _say(line)
+    code = 0
+    if args.no_run:
+        open_jobs = {id(job) for job in plan.open(Store(Path(args.results)))}
+        for job in plan.jobs:
+            print(f"{'to run  ' if id(job) in open_jobs else 'finished'} {job.unit}")
+        _say(f"{len(plan.jobs)} units, {len(open_jobs)} of them to run; nothing was run")
+    elif plan.jobs:
+        code, _ = _launch(args, plan)
+    store = Store(Path(args.results))
+    records = reproduce.records(store, plan, options) + reproduce.counted(papers, args.table, options.data_root)
+    for path, why in store.broken.items():
+        _say(f"left out {path}: {why}")
     folder = Path(args.results) / "tables"
+    quick = args.quick or None
     for paper in papers:
-        written = tables.write_suite(paper, records, folder, only=args.table, quick=args.quick or None)
+        written = tables.write_suite(paper, records, folder, only=args.table, quick=quick)
         _say(f"{paper}: {len(written)} files in {folder / paper}")
-        if len(papers) == 1:
-            print(tables.suite_text(paper, records, only=args.table, quick=args.quick or None))
+        if len(papers) == 1 and not args.no_run:
+            print(tables.suite_text(paper, records, only=args.table, quick=quick))
     return code
 
 
@@ -251,10 +247,12 @@ def _records(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _table(args: argparse.Namespace) -> int:
+    from benchmarks import reproduce
     from benchmarks.report import tables
 
     paper, _, table = args.table.partition("/")
-    print(tables.render(tables.build(paper, table, _records(args), mixed=args.mixed), args.format))
+    records = [*_records(args), *reproduce.counted([paper], table, args.data_root)]
+    print(tables.render(tables.build(paper, table, records, mixed=args.mixed), args.format))
     return 0
 
 

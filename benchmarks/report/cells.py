@@ -120,7 +120,8 @@ def _measure(need: Need, found: Pool, chosen: Mapping[str, str], partial: bool) 
                 parts.append(values)
         cell.records += runs.values()
     cell.present, cell.absent_from = len(parts), tuple(missing)
-    cell.marks = tuple(sorted({str(m) for r in cell.records for m in r.get("marks") or ()}, key=_mark_order))
+    if need.unit != "count":  # how a method was trained says nothing of a number of pictures
+        cell.marks = tuple(sorted({str(m) for r in cell.records for m in r.get("marks") or ()}, key=_mark_order))
     if missing and not partial:
         cell.state = "missing"
     elif faults and not (partial and parts):

@@ -8,6 +8,9 @@ from typing import Any
 
 Record = Mapping[str, Any]
 
+FILES = "files on disk"
+"""Stands for the method in a record that only counts pictures."""
+
 NEEDED = {
     "unit": ("method", "preset", "dataset", "category", "seed"),
     "metrics": (),
@@ -38,8 +41,8 @@ class Pool:
         return self.units.get((method, preset, dataset, category), {})
 
     def any(self, dataset: str, category: str) -> dict[int, Record]:
-        """Records of any method on a category: those of the first method by name."""
-        keys = sorted(key for key in self.units if key[2:] == (dataset, category))
+        """Records of any method on a category: a count of the files, else those of the first method by name."""
+        keys = sorted((key for key in self.units if key[2:] == (dataset, category)), key=lambda k: (k[0] != FILES, k))
         return self.units[keys[0]] if keys else {}
 
 

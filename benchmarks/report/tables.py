@@ -178,7 +178,7 @@ def _with_partial_lines(table: Table, found: Pool, chosen: dict[str, str]) -> Ta
 
 
 def _label_protocols(table: Table, found: Pool, mixed: bool) -> None:
-    used = [cell for row in table.cells for cell in row if cell.records]
+    used = [cell for row in table.cells for cell in row if cell.records and cell.need.unit != "count"]
     keys = {
         tuple(str(record["unit"][k]) for k in ("method", "preset", "dataset", "category"))
         for cell in used for record in cell.records
@@ -278,9 +278,10 @@ def _explain(table: Table, found: Pool, chosen: dict[str, str]) -> None:
 
 
 def _protocol_notes(cells: Sequence[Cell]) -> list[str]:
-    records = {id(record): record for cell in cells if cell.state == "value" for record in cell.records}.values()
+    measured = [cell for cell in cells if cell.state == "value"]
+    records = {id(r): r for cell in measured if cell.need.unit != "count" for r in cell.records}.values()
     if not records:
-        return ["Nothing measured yet."] if any(cell.state for cell in cells) else []
+        return [] if measured or not any(cell.state for cell in cells) else ["Nothing measured yet."]
     metrics = {metric for cell in cells for metric in cell.need.metrics}
     notes = []
     for name, text in (("aupro", "AUPRO"), ("auspro", "AUsPRO")):
@@ -321,8 +322,8 @@ def _gaps(cells: Sequence[Cell], found: Pool) -> list[str]:
             gaps.setdefault((str(cell.need.method), cell.need.dataset), {})[category] = None
     notes = []
     for (method, dataset), categories in gaps.items():
-        who = "any method" if method == ANY else method
-        notes.append(f"No record of {who} on {dataset}: {', '.join(categories)}.")
+        who = "Neither files nor a record" if method == ANY else f"No record of {method}"
+        notes.append(f"{who} on {dataset}: {', '.join(categories)}.")
         name, _, preset = method.partition("@")
         for category in categories:
             notes += [
