@@ -1,4 +1,14 @@
-"""The regression gate: stored bands from several seeds, and the comparison of new records with them."""
+"""The regression gate: stored bands from several seeds, and the comparison of new records with them.
+
+Two comparisons, because they carry different noise:
+
+- Records of the baseline's own seeds repeat what was random then (initial weights, sampling, order), so the spread over
+  seeds is no noise of this comparison. What remains comes from other processors and library versions. The band is one
+  standard deviation of a seed, at least half a point.
+- Records of other seeds (three or more) carry the whole spread. The band is four standard deviations of a seed for
+  three seeds against three: 4.9 standard errors of the difference of the two means, which also covers that the
+  deviation is itself estimated from few seeds.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +30,8 @@ from benchmarks.units import UsageError
 SCHEMA = 1
 MIN_SEEDS = 3
 FLOOR = 0.005  # half a point: below this, differences between machines and library versions are not regressions
-WIDTH = 4.0  # standard deviations of a seed
+WIDTH = 4.0  # standard deviations of a seed, when other seeds are compared
+SAME_SEEDS = 1.0  # the same, when the baseline's own seeds are compared
 IDENTITY = ("method", "preset", "dataset", "category")
 PROTOCOL = ("metric_version", "metric_size", "image_score")
 
@@ -35,6 +46,7 @@ class Line:
     measured: float | None
     tolerance: float
     verdict: str
+    same_seeds: bool = True
 
     @property
     def judged(self) -> bool:
@@ -51,9 +63,9 @@ def _group(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, ...], list[M
 def make_baseline(records: Sequence[Mapping[str, Any]], command: str) -> dict[str, Any]:
     """Bands (mean, spread, n, tolerance) per method, category and metric from the records of at least 3 seeds.
 
-    The tolerance is 4 standard deviations of a seed, at least half a point. The deviation is the larger of the
-    category's own and the one pooled over the categories of the same method, dataset and metric, because three seeds
-    alone estimate it badly. Raises UsageError with fewer seeds or mixed settings.
+    The tolerance is 4 standard deviations of a seed, at least half a point; `tolerance` says what is made of it. The
+    deviation is the larger of the category's own and the one pooled over the categories of the same method, dataset and
+    metric, because three seeds alone estimate it badly. Raises UsageError with fewer seeds or mixed settings.
     """
     entries = []
     for identity, group in _group(records).items():
@@ -98,19 +110,16 @@ def read_baseline(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         entries = data["entries"]
-        if data["schema"] != SCHEMA or not entries:
-            raise ValueError(f"schema {data['schema']!r} with {len(entries)} entries")
+        if data["schema"] != SCHEMA or not isinstance(entries, list) or not entries:
+            raise ValueError(f"schema {data['schema']!r}, entries {str(entries)[:40]!r}")
+        if not isinstance(data["command"], str):
+            raise ValueError(f"command {data['command']!r}")
         for entry in entries:
-            for key in (*IDENTITY, "metric", "mean", "tolerance", "seeds", "config_hash", "dataset_fingerprint",
-                        "protocol", "untrained"):
-                entry[key]
-            if entry["mean"] is not None and not (
-                math.isfinite(entry["mean"]) and math.isfinite(entry["tolerance"]) and entry["tolerance"] >= 0
-            ):
-                raise ValueError(f"{entry['metric']}: mean or tolerance is not a number")
+            if why := _fault(entry):
+                raise ValueError(f"{entry.get('metric') if isinstance(entry, dict) else entry!r}: {why}")
     except FileNotFoundError:
         raise UsageError(f"--baseline {path}: no such file; `baseline make` writes one") from None
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, OSError, RecursionError) as error:
         raise UsageError(
             f"--baseline {path}: not a baseline file ({error or type(error).__name__}); make it anew with "
             "`run_benchmark.py baseline make`"
@@ -118,32 +127,72 @@ def read_baseline(path: Path) -> dict[str, Any]:
     return data
 
 
+def _fault(entry: Any) -> str:
+    """What is wrong with an entry of a baseline file, in words; empty when nothing is."""
+    if not isinstance(entry, dict):
+        return "is no object"
+    for key in (*IDENTITY, "metric", "config_hash", "dataset_fingerprint"):
+        if not isinstance(entry[key], str):
+            return f"{key} is {entry[key]!r}, not text"
+    for key in ("mean", "tolerance"):
+        value = entry[key]
+        if key == "mean" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return f"{key} is {value!r}, not a number"
+    if entry["tolerance"] < 0:
+        return f"tolerance is {entry['tolerance']!r}"
+    seeds = entry["seeds"]
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        return f"seeds are {seeds!r}"
+    if not isinstance(entry["protocol"], dict) or not isinstance(entry["untrained"], bool):
+        return f"protocol is {entry['protocol']!r}, untrained is {entry['untrained']!r}"
+    return ""
+
+
+def tolerance(entry: Mapping[str, Any], seeds: int, same: bool) -> float:
+    """How far the mean over `seeds` records may lie from the stored mean; `same`: they are the baseline's own seeds.
+
+    The entry's tolerance holds for three other seeds against three; another number of either changes the standard error
+    of the difference and the tolerance with it.
+    """
+    if same:
+        return max(FLOOR, entry["tolerance"] * SAME_SEEDS / WIDTH)
+    return max(FLOOR, entry["tolerance"] * math.sqrt((1 / len(entry["seeds"]) + 1 / seeds) * MIN_SEEDS / 2))
+
+
 def compare(baseline: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """Every entry of the baseline against the records of the same seeds: settings, data and protocol first."""
-    by_unit = {tuple(str(r["unit"][k]) for k in (*IDENTITY, "seed")): r for r in latest(list(records))}
+    """Every entry of the baseline against the records of its seeds, or of three or more others: settings, data and
+    protocol first."""
+    by_unit: dict[tuple[str, ...], dict[int, Mapping[str, Any]]] = defaultdict(dict)
+    for record in latest(list(records)):
+        by_unit[tuple(str(record["unit"][k]) for k in IDENTITY)][record["unit"]["seed"]] = record
     lines = []
     for entry in baseline["entries"]:
         identity = tuple(str(entry[k]) for k in IDENTITY)
         name = f"{identity[0]}@{identity[1]} {identity[2]}/{identity[3]}"
-        found = [by_unit.get((*identity, str(seed))) for seed in entry["seeds"]]
+        there = by_unit.get(identity, {})
+        same = set(entry["seeds"]) <= set(there) or len(there) < MIN_SEEDS
+        found = [there.get(seed) for seed in entry["seeds"]] if same else [there[seed] for seed in sorted(there)]
         why = _cannot_judge(entry, found)
         values = [r["metrics"].get(entry["metric"]) for r in found if r]
         measured = float(np.mean(values)) if values and None not in values and not why else None
+        allowed = tolerance(entry, len(found), same)
         if why:
             verdict = why
         elif entry["mean"] is None or measured is None:
             verdict = "ok" if entry["mean"] is None and measured is None else (
                 "was undefined, is defined now" if entry["mean"] is None else "undefined now")
-        elif measured < entry["mean"] - entry["tolerance"]:
+        elif measured < entry["mean"] - allowed:
             verdict = "fell"
         else:
-            verdict = "rose" if measured > entry["mean"] + entry["tolerance"] else "ok"
-        lines.append(Line(name, entry["metric"], entry["mean"], measured, entry["tolerance"], verdict))
+            verdict = "rose" if measured > entry["mean"] + allowed else "ok"
+        lines.append(Line(name, entry["metric"], entry["mean"], measured, allowed, verdict, same))
     return lines
 
 
 def _cannot_judge(entry: Mapping[str, Any], found: Sequence[Mapping[str, Any] | None]) -> str:
-    missing = [str(s) for s, r in zip(entry["seeds"], found, strict=True) if r is None]
+    missing = [str(seed) for seed, record in zip(entry["seeds"], found, strict=False) if record is None]
     if missing:
         return f"no record of seed {', '.join(missing)}"
     for record in found:
@@ -195,9 +244,10 @@ def summary(lines: Sequence[Line]) -> str:
     """One sentence with the counts of verdicts."""
     count = {v: sum(line.verdict == v for line in lines) for v in ("ok", "fell", "rose")}
     other = len(lines) - sum(count.values())
+    seeds = sum(not line.same_seeds for line in lines)
     return (
         f"{len(lines)} stored scores: {count['ok']} within their band, {count['fell']} fell, {count['rose']} rose, "
-        f"{other} could not be judged"
+        f"{other} could not be judged" + (f"; {seeds} compared over other seeds, in the wider band" if seeds else "")
     )
 
 

@@ -79,12 +79,27 @@ def test_fewer_than_three_seeds_make_no_band() -> None:
 def test_seed_noise_does_not_fire_in_twenty_repeats_of_forty_scores() -> None:
     rng = np.random.default_rng(0)
 
-    def run() -> list[dict[str, Any]]:
-        return [record(s, f"c{c}", 0.8 + rng.normal(0, 0.01)) for c in range(40) for s in range(3)]
+    def run(first: int) -> list[dict[str, Any]]:
+        return [record(s, f"c{c}", 0.8 + rng.normal(0, 0.01)) for c in range(40) for s in range(first, first + 3)]
 
-    fired = sum(regression.exit_code(regression.compare(regression.make_baseline(run(), "x"), run()))
-                for _ in range(20))
-    assert fired == 0
+    checks = [regression.compare(regression.make_baseline(run(0), "x"), run(3)) for _ in range(20)]
+    assert [regression.exit_code(lines) for lines in checks] == [0] * 20
+    assert not any(line.same_seeds for lines in checks for line in lines)
+
+
+def test_the_band_of_the_same_seeds_is_one_deviation_and_of_others_four() -> None:
+    baseline = regression.make_baseline(seeds(0.01), "x")
+
+    def check(shift: float, numbers: range) -> tuple[str, float]:
+        line = regression.compare(baseline, [record(s, value=0.9 - shift) for s in numbers])[0]
+        return line.verdict, round(line.tolerance, 6)
+
+    assert check(0.009, range(3)) == ("ok", 0.01)
+    assert check(0.011, range(3)) == ("fell", 0.01)
+    assert check(0.039, range(3, 6)) == ("ok", 0.04)
+    assert check(0.041, range(3, 6)) == ("fell", 0.04)
+    assert check(0.035, range(3, 12)) == ("fell", round(0.04 * (2 / 3) ** 0.5, 6))
+    assert check(0.0, range(3, 5))[0] == "no record of seed 0, 1, 2"
 
 
 @pytest.mark.parametrize(
