@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from benchmarks.report.tables import Table
 
 ROWS_PER_PAGE = 38
+SHORT = {"published": "publ.", "measured": "meas."}
 
 SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
@@ -79,7 +80,7 @@ def _tabular(laid: Grid, rows: Sequence[int]) -> str:
         lines += _spanning(laid.groups, gap, laid.side)
     if laid.kinds:
         lines += _spanning(laid.labels, gap, laid.side)
-        heads = laid.kinds
+        heads = [SHORT.get(kind, kind) for kind in laid.kinds]
     else:
         heads = [name for name, _ in laid.labels]
     lines.append(_row([escape(n) for n in laid.side_names] + [escape(h) for h in heads]))
@@ -117,6 +118,8 @@ def _raised(marks: str) -> str:
 
 def _set(item: Text) -> str:
     text = escape(item.text)
+    if item.value is not None and text.startswith("{-}"):
+        text = "$-$" + text.removeprefix("{-}")
     if item.rank == 1:
         text = rf"\textbf{{{text}}}"
     elif item.rank == 2:

@@ -320,18 +320,20 @@ def _gaps(cells: Sequence[Cell], found: Pool) -> list[str]:
     for cell in cells:
         for category in cell.absent_from:
             gaps.setdefault((str(cell.need.method), cell.need.dataset), {})[category] = None
-    notes = []
+    lacking: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for (method, dataset), categories in gaps.items():
-        who = "Neither files nor a record" if method == ANY else f"No record of {method}"
+        lacking.setdefault((dataset, tuple(categories)), []).append(method)
+    notes = []
+    for (dataset, categories), methods in lacking.items():
+        who = "Neither files nor a record" if ANY in methods else f"No record of {', '.join(methods)}"
         notes.append(f"{who} on {dataset}: {', '.join(categories)}.")
+    for (method, dataset), categories in gaps.items():
         name, _, preset = method.partition("@")
-        for category in categories:
-            notes += [
-                f"Failed: {method} {dataset}/{category} {why}."
-                for why in found.failed.get((name, preset, dataset, category), ())
-            ]
+        notes += [
+            f"Failed: {method} {dataset}/{category} {why}."
+            for category in categories for why in found.failed.get((name, preset, dataset, category), ())
+        ]
     return notes
-
 
 
 # Views
