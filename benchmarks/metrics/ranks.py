@@ -5,7 +5,7 @@ serves sets that share background (LOCO: good + logical, good + structural). Eve
 integers per distinct positive score: the background scores greater than it and those not below it.
 
 Scores are compared as the integers that their bits are, put in order. Pieces that fit a processor's cache are parted by
-leading digits (a radix sort of 16-bit numbers), a bucket gathers its slice of every piece, and within a bucket the
+leading digits (a counting sort), a bucket gathers its slice of every piece, and within a bucket the
 background is counted by key; only where that would take more counters than scores, the few scores that share a counter
 with a positive one are sorted. Time per score therefore does not grow with their number, the pieces can lie on disk,
 and nothing is ever brought together in one big array.
@@ -269,7 +269,7 @@ class Ranks:
             not_below = np.zeros(distinct.size, np.int64)
             for i in self._against[which]:
                 if i not in positions:
-                    positions[i] = _positions(bucket.pieces[i], every)
+                    positions[i] = _positions(bucket.pieces[i], every, bucket.low, bucket.high)
                 greater += positions[i][0][at] + bucket.above[i]
                 not_below += positions[i][1][at] + bucket.above[i]
             out.append((which, Block(greater, not_below, index, regions, np.broadcast_to(np.int64(1), index.shape))))
@@ -335,13 +335,13 @@ def _encode(piece: _Piece) -> None:
 
 def _part(piece: _Piece, low: int, shift: int) -> np.ndarray:
     """Puts a piece in the order of its cells, (key - low) >> shift; returns the number of keys by cell."""
-    keys = piece.keys
-    cells = ((keys - keys.dtype.type(low)) >> keys.dtype.type(shift)).astype(np.uint16)
-    order = np.argsort(cells, kind="stable")
-    keys[:] = keys[order]
-    if piece.regions is not None:
-        piece.regions[:] = piece.regions[order]
-    return np.bincount(cells, minlength=1 << DIGITS)
+    from benchmarks.metrics.kernels import part
+
+    counts = np.zeros(1 << DIGITS, np.int64)
+    number = piece.keys.dtype.type
+    regions = np.empty(0, np.int32) if piece.regions is None else piece.regions.view(np.ndarray)
+    part(piece.keys.view(np.ndarray), regions, number(low), number(shift), counts)
+    return counts
 
 
 def _cuts(held: list[_Piece], edges: np.ndarray) -> list[np.ndarray]:
@@ -388,28 +388,26 @@ def _ascending(held: list[_Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return keys[first], np.cumsum(first) - 1, regions
 
 
-def _positions(held: list[_Piece], wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [n] each: keys of the pieces > and >= the wanted ones, which ascend."""
+def _positions(held: list[_Piece], wanted: np.ndarray, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [n] each: keys of the pieces > and >= the wanted ones, which ascend. All lie from low to high."""
     if not held:
         return np.zeros(wanted.size, np.int64), np.zeros(wanted.size, np.int64)
+    from benchmarks.metrics.kernels import count, select
+
     keys = _gather(held).keys
-    low, high = min(int(keys.min()), int(wanted[0])), max(int(keys.max()), int(wanted[-1]))
-    keys -= keys.dtype.type(low)
-    wanted = wanted - wanted.dtype.type(low)
-    shift = 0
-    while (high - low) >> shift > max(keys.size, 64):
-        shift += 1
-    cells = (keys >> keys.dtype.type(shift)).astype(np.int64)
-    at = (wanted >> wanted.dtype.type(shift)).astype(np.int64)
-    counts = np.bincount(cells, minlength=((high - low) >> shift) + 1)
+    number = keys.dtype.type
+    base, shift = number(low), number(max(0, (high - low).bit_length() - max(keys.size, 64).bit_length()))
+    counts = np.zeros(((high - low) >> int(shift)) + 1, np.int32)
+    count(keys, base, shift, counts)
+    at = ((wanted - base) >> shift).astype(np.int64)
     if not shift:  # a cell is a key
-        not_below = np.cumsum(counts[::-1])[::-1]
+        not_below = np.cumsum(counts[::-1], dtype=np.int64)[::-1]
         return not_below[at] - counts[at], not_below[at]
     doubtful = np.zeros(counts.size, bool)
     doubtful[at] = True
-    rest = np.sort(keys[doubtful[cells]])
+    rest = np.sort(keys[: select(keys, base, shift, doubtful)])
     counts[doubtful] = 0
-    above = np.cumsum(counts[::-1])[::-1][at] + rest.size
+    above = np.cumsum(counts[::-1], dtype=np.int64)[::-1][at] + rest.size
     return above - np.searchsorted(rest, wanted, side="right"), above - np.searchsorted(rest, wanted, side="left")
 
 

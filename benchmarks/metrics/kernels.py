@@ -1,0 +1,63 @@
+"""The loops over all scores, compiled; in a file of their own because numba takes a moment to import.
+
+Keys are uint32 or uint64 [n]; low and shift have their type; the cell of a key is (key - low) >> shift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """numba's njit without the interpreter's lock, kept on disk where there is a folder to write to."""
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # no such folder
+        return njit(nogil=True)(function)
+
+
+@compiled
+def part(keys, regions, low, shift, counts):  # type: ignore[no-untyped-def]
+    """Puts keys, in place, into the order of their cells; within a cell they keep theirs.
+
+    regions: int32 [n], moved along, or empty. counts: int64 zeros, one for each cell; gets the numbers of keys.
+    """
+    count(keys, low, shift, counts)
+    to = np.empty(counts.size, np.int64)
+    total = 0
+    for cell in range(counts.size):
+        to[cell] = total
+        total += counts[cell]
+    before = keys.copy()
+    for key in before:
+        cell = (key - low) >> shift
+        keys[to[cell]] = key
+        to[cell] += 1
+    if regions.size:
+        regions_before = regions.copy()
+        for i in range(before.size - 1, -1, -1):  # `to` is now behind each cell
+            cell = (before[i] - low) >> shift
+            to[cell] -= 1
+            regions[to[cell]] = regions_before[i]
+
+
+@compiled
+def count(keys, low, shift, counts):  # type: ignore[no-untyped-def]
+    """Adds the number of keys in each cell to counts, int32 or int64."""
+    for key in keys:
+        counts[(key - low) >> shift] += 1
+
+
+@compiled
+def select(keys, low, shift, marked):  # type: ignore[no-untyped-def]
+    """The keys in marked cells, bool, put at the front of `keys`; returns their number."""
+    found = 0
+    for key in keys:
+        if marked[(key - low) >> shift]:
+            keys[found] = key
+            found += 1
+    return found
