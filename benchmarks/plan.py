@@ -150,7 +150,7 @@ def plan_units(
             for seed in seeds
         ]
     unreadable = {f"{d}/{c}": text for (d, c), text in loaded.items() if isinstance(text, str)}
-    jobs.sort(key=lambda job: (job.unit.dataset, job.unit.category, job.unit.seed, _sharing(job.config)))
+    jobs.sort(key=lambda job: (job.unit.dataset, job.unit.category, _sharing(job.config), job.unit.seed))
     return Plan(tuple(jobs), dict(absent or {}), unreadable)
 
 
@@ -158,9 +158,16 @@ def _source(dataset: str) -> str:
     return str(Path(dataset).resolve()) if dataset.endswith((".yaml", ".yml")) else dataset
 
 
-def _sharing(config: Config) -> str:
-    """Methods on the same backbone, layers and size stand next to each other, so that features are taken once."""
-    return str([getattr(config, name, "") for name in ("backbone", "layers", "resize", "crop")])
+def _sharing(config: Config) -> tuple[str, int]:
+    """Methods on the same backbone and size stand next to each other, the one with most layers first.
+
+    Features are then taken from one pass, which the later ones find in the cache. The seed comes after, because frozen
+    features do not hang on it.
+    """
+    layers = getattr(config, "layers", ())
+    size = getattr(config, "resize", None) or getattr(config, "size", None)
+    same = [getattr(config, "backbone", ""), size, getattr(config, "crop", None), config.precision]
+    return str(same), -len(layers)
 
 
 def _config(spec: str, settings: Mapping[str, str]) -> tuple[str, str, Config, bool]:

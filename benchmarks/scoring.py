@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import datasets
 from benchmarks.metrics import Region, Scorer
 from datasets.base import Category, Sample
 from models.base import Detector, Images, ModelError
+from models.nn.memory import in_parts
 
 CURVE_POINTS = 200
 
@@ -35,6 +37,8 @@ class Scored:
     sizes: str
     predict_s: float
     metrics_s: float
+    read_s: float  # pictures and masks, in neither of the two
+    precision_effect: dict[str, float] | None = None  # what a lower precision changes, see `_effect`
     notes: tuple[str, ...] = ()
 
 
@@ -55,36 +59,39 @@ def score_test(
     loco = category.layout == "loco"
     scorer = Scorer(loco=loco, threshold=detector.threshold, curve_points=CURVE_POINTS)
     rows: list[tuple[str, int, str, float, float]] = []
-    predict_s = metrics_s = 0.0
+    effect = None
     sizes: set[tuple[int, int]] = set()
     own_score = False
-    batch = detector.config.batch
-    for first in range(0, len(category.test), batch):
+    batch, first = detector.config.batch, 0
+    spent = _Spent()
+    while first < len(category.test):
         samples = category.test[first : first + batch]
-        images = [pictures[first + i] for i in range(len(samples))]
-        start = time.perf_counter()
-        maps, scores = _predict(detector, images, samples, metric_size)
-        predict_s += time.perf_counter() - start
-        start = time.perf_counter()
+        with spent("read"):
+            images = [pictures[first + i] for i in range(len(samples))]
+        with spent("predict"):
+            maps, scores, batch = _predicted(detector, images, samples, metric_size, batch)
+        if effect is None and detector.config.precision != "float32":
+            effect = _effect(detector, images, samples, metric_size, maps, scores)
         for i, sample in enumerate(samples):
             size = images[i].shape[:2]
             sizes.add(size)
             anomaly_map = maps[i] if maps is not None else None
             score = float(scores[i]) if scores is not None else None
             own_score = own_score or score is not None
-            truth = _truth(category, sample, size, detector, metric_size) if anomaly_map is not None else {}
-            if anomaly_map is not None and maps_dir is not None:
-                _keep(maps_dir / category.name / "test" / f"{sample.name}.tiff", anomaly_map)
-            scorer.add(
-                sample.name, label=sample.label, kind=sample.kind, anomaly_map=anomaly_map, score=score, **truth
-            )
-            top = float(anomaly_map.max()) if anomaly_map is not None else float("nan")
-            rows.append((sample.name, sample.label, sample.kind, top if score is None else score, top))
-        metrics_s += time.perf_counter() - start
-        progress(first + len(samples), len(category.test))
-    start = time.perf_counter()
-    result = scorer.result()
-    metrics_s += time.perf_counter() - start
+            with spent("read"):
+                truth = _truth(category, sample, size, detector, metric_size) if anomaly_map is not None else {}
+                if anomaly_map is not None and maps_dir is not None:
+                    _keep(maps_dir / category.name / "test" / f"{sample.name}.tiff", anomaly_map)
+            with spent("metrics"):
+                scorer.add(
+                    sample.name, label=sample.label, kind=sample.kind, anomaly_map=anomaly_map, score=score, **truth
+                )
+                top = float(anomaly_map.max()) if anomaly_map is not None else float("nan")
+                rows.append((sample.name, sample.label, sample.kind, top if score is None else score, top))
+        first += len(samples)
+        progress(first, len(category.test))
+    with spent("metrics"):
+        result = scorer.result()
     names, labels, kinds, scores_, tops = zip(*rows, strict=True) if rows else ((),) * 5
     notes = ()
     if rows and len(set(scores_)) == 1:
@@ -101,8 +108,59 @@ def score_test(
         },
         image_score="method" if own_score else "max",
         sizes=f"{(s := next(iter(sizes)))[1]}x{s[0]}" if len(sizes) == 1 else "mixed",
-        predict_s=predict_s, metrics_s=metrics_s, notes=notes,
+        predict_s=spent["predict"], metrics_s=spent["metrics"], read_s=spent["read"], precision_effect=effect,
+        notes=notes,
     )
+
+
+class _Spent(dict[str, float]):
+    """Seconds by name: `with spent("read"): ...` adds to them."""
+
+    def __missing__(self, name: str) -> float:
+        return 0.0
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self[name] += time.perf_counter() - start
+
+
+def _predicted(
+    detector: Detector, images: Images, samples: Sequence[Sample], metric_size: str | int, batch: int
+) -> tuple[list[np.ndarray] | None, np.ndarray | None, int]:
+    """As `_predict`, in halves when memory runs out, and the number of pictures that it sufficed for."""
+    parts = in_parts(
+        lambda part: _predict(detector, *map(list, zip(*part, strict=True)), metric_size),
+        list(zip(images, samples, strict=True)), batch, "test pictures are predicted",
+    )
+    if len(parts) == 1:
+        return *parts[0], batch
+    maps = [m for part, _ in parts for m in part] if parts[0][0] is not None else None
+    scores = np.concatenate([part for _, part in parts]) if parts[0][1] is not None else None
+    return maps, scores, len(next(found for found in parts[-2] if found is not None))
+
+
+def _effect(
+    detector: Detector, images: Images, samples: Sequence[Sample], metric_size: str | int,
+    maps: list[np.ndarray] | None, scores: np.ndarray | None,
+) -> dict[str, float]:
+    """What the precision changes in one batch: the largest difference to float32, as a share of float32's range."""
+    from models.features import precision
+
+    with precision("float32"):
+        full_maps, full_scores, _ = _predicted(detector, images, samples, metric_size, len(images))
+    found: dict[str, float] = {"pictures": len(images)}
+    for name, low, full in (("map", maps, full_maps), ("score", scores, full_scores)):
+        if low is None or full is None:
+            continue
+        pairs = list(zip(low, full, strict=True))
+        span = max(float(b.max()) for _, b in pairs) - min(float(b.min()) for _, b in pairs)
+        largest = max(float(np.abs(a - b).max()) for a, b in pairs)
+        found[f"{name}_change"] = largest / span if span > 0 else largest
+    return found
 
 
 def _predict(

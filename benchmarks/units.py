@@ -114,5 +114,8 @@ class Job:
 
 
 def config_dict(config: Config) -> dict[str, Any]:
-    """The config as plain JSON values."""
-    return json.loads(json.dumps(asdict(config), default=str))
+    """The config as plain JSON values; without `precision` where it is the usual one, as before there was a choice."""
+    values = json.loads(json.dumps(asdict(config), default=str))
+    if values.get("precision") == "float32":
+        del values["precision"]
+    return values

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -43,6 +43,7 @@ class Config:
     """Settings of a method. A subclass adds typed fields; a field from a paper names its section in a comment."""
 
     batch: int = 8  # pictures per predict call
+    precision: Literal["float32", "bf16"] = "float32"  # of frozen backbones; everything behind them is float32
     shortened: bool = False  # the schedule is shorter than the paper's: every table marks the figure
 
     def with_(self, **changes: Any) -> Config:

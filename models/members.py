@@ -22,6 +22,7 @@ from torch import Tensor
 
 from models import registry
 from models.base import Config, Context, Detector, Images, ModelError, Progress
+from models.features import current_precision
 from models.nn.training import split
 from models.weights import WeightStore
 
@@ -103,6 +104,8 @@ def parse_members(specs: Sequence[str], ensemble: str) -> list[tuple[str, str, C
             raise ModelError(f"{ensemble}: member {text!r}: {wrong[0]!r} is not field=value, as in ast@quick:epochs=8")
         name, preset = registry.parse(spec)
         config = registry.config(f"{name}@{preset}", dict(s.split("=", 1) for s in settings))
+        if config.precision != "float32":
+            raise ModelError(f"{ensemble}: member {text!r}: set the precision of the ensemble, not of one member")
         found.append((":".join([f"{name}@{preset}", *settings]), name, config))
     names = [spec for spec, _, _ in found]
     twice = next((n for n in names if names.count(n) > 1), None)
@@ -165,7 +168,7 @@ def fit_members(
 def _fitted(member: Member, data: Split, context: Context, progress: Progress) -> Member:
     shared = context.extras.get("members")
     shared = {} if shared is None else shared
-    key = (member.spec, repr(member.config), len(data.members), data.held)
+    key = (member.spec, repr(member.config), len(data.members), data.held, current_precision())
     known = shared.get(key)
     if isinstance(known, str):
         raise ModelError(f"member {member.spec} failed earlier for this category and seed: {known}")

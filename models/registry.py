@@ -151,7 +151,7 @@ def config(spec: str, settings: Mapping[str, str] | None = None) -> Config:
     base = cls.Config() if name.startswith("anomalib/") else _presets[name][preset]
     if not settings:
         return base
-    hints = get_type_hints(type(base), vars(sys.modules[type(base).__module__]))
+    hints = get_type_hints(type(base))
     known = {f.name for f in fields(base)}
     changes = {}
     for key, text in settings.items():

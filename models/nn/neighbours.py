@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.nn.memory import in_parts
+
 BUDGET = 64 << 20  # bytes of one block of screened distances
 
 
@@ -13,7 +15,7 @@ def knn(queries: Tensor, bank: Tensor, k: int = 1, budget: int = BUDGET) -> tupl
 
     Returns distances float32 [N, k], rising, and indices int64 [N, k]; equal distances by lowest index. A matrix
     product screens all pairs; those that may be among the k within its rounding error are computed directly. Never
-    more than `budget` bytes of distances are held.
+    more than `budget` bytes of distances are held, and less where memory runs out.
     Raises ValueError when the bank has fewer than k rows.
     """
     if not 1 <= k <= len(bank):
@@ -23,18 +25,19 @@ def knn(queries: Tensor, bank: Tensor, k: int = 1, budget: int = BUDGET) -> tupl
     centred = bank - mean
     norms = centred.square().sum(1)
     longest = norms.max()
-    distances, indices = [], []
-    for block in queries.split(max(1, budget // (4 * len(bank)))):
-        shifted = block - mean
+
+    def block(some: Tensor) -> tuple[Tensor, Tensor]:
+        shifted = some - mean
         own = shifted.square().sum(1, keepdim=True)
         screened = torch.addmm(norms.unsqueeze(0), shifted, centred.T, alpha=-2)  # less |query|^2, equal in a row
         # a sum of D rounded products is off by at most about D units in the last place of its largest terms
         error = (bank.shape[1] + 8) * 2.0**-23 * (own + longest)
         least = screened.amin(1, keepdim=True) if k == 1 else screened.kthvalue(k, dim=1, keepdim=True).values
         rows, columns = (screened <= least + 2 * error).nonzero(as_tuple=True)
-        found, where = _nearest(block, bank, rows, columns, k, budget)
-        distances.append(found)
-        indices.append(where)
+        return _nearest(some, bank, rows, columns, k, budget)
+
+    found = in_parts(block, queries, max(1, budget // (4 * len(bank))), "neighbours are searched for")
+    distances, indices = zip(*found, strict=True)
     return torch.cat(distances), torch.cat(indices)
 
 
