@@ -85,11 +85,14 @@ def _options(args: argparse.Namespace) -> Any:
             raise UsageError(f"--set {text!r}: write field=value, for example --set epochs=5")
         settings[key] = value
     size = _bytes(args.cache_size)
+    if args.watch_test < 0:
+        raise UsageError(f"--watch-test {args.watch_test}: give 0 or more")
     if args.workers < 1:
         raise UsageError(f"--workers {args.workers}: give 1 or more")
     return Options(
         data_root=args.data_root, results=args.results, weights=args.weights, device=args.device,
         textures=args.textures, metric_size=args.metric_size, settings=settings, keep_maps=args.keep_maps,
+        watch=args.watch_test,
         cache_dir=args.results / "cache" if size else None, cache_size=size, time_limit=args.time_limit,
     )
 

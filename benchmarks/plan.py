@@ -27,6 +27,7 @@ class Options:
     textures: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
     keep_maps: bool = False
+    watch: int = 0
     cache_dir: Path | None = None
     cache_size: int = 0
     time_limit: float = 0.0
@@ -143,8 +144,8 @@ def plan_units(
                 protocol=protocol, data_root=Path(options.data_root).resolve(),
                 results=Path(options.results).resolve(), weights=weights, device=options.device,
                 textures=textures if getattr(config, "textures", "") is None else "",
-                keep_maps=options.keep_maps, cache_dir=options.cache_dir, cache_size=options.cache_size,
-                time_limit=options.time_limit,
+                keep_maps=options.keep_maps, watch=options.watch, cache_dir=options.cache_dir,
+                cache_size=options.cache_size, time_limit=options.time_limit,
                 settings=_for_method(options.settings, method),
             )
             for seed in seeds

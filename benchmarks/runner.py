@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks import history, provenance
 from benchmarks.store import SCHEMA, Store
 from benchmarks.units import Job, config_dict
+from benchmarks.watching import Watch
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 """Progress of a unit: phase, steps done, steps in all, values to show. May raise `Stopped`."""
@@ -201,10 +202,19 @@ def _run(
             },
         )
         detector = registry.method_class(job.unit.method)(job.config, context)
+    watch = Watch(detector, lambda: score_test(
+        detector, category, pictures["test"], job.protocol.metric_size, lambda done, total: None,
+    ).metrics, job.watch) if job.watch else None
+
+    def progress(done: int, total: int, /, **values: float) -> None:
+        report("fit", done, total, values)
+        if watch is not None:
+            watch.step(done, total)
+
     with phase("fit"):
         log = detector.fit(
             pictures["train"], pictures["validation"] if len(pictures["validation"]) else None,
-            lambda done, total, /, **values: report("fit", done, total, values),
+            progress,
         )
     with phase("predict"):
         scored = score_test(
@@ -213,6 +223,8 @@ def _run(
             maps_dir=maps_dir(job) if job.keep_maps else None,
         )
     seconds["predict"], seconds["metrics"] = scored.predict_s, scored.metrics_s
+    if watch is not None:  # the look at the test pictures is no part of training
+        seconds["fit"], seconds["watch"] = seconds["fit"] - watch.seconds, watch.seconds
     seconds["total"] = time.perf_counter() - begin
     shutil.rmtree(scratch, ignore_errors=True)
 
@@ -225,8 +237,10 @@ def _run(
         "test_good": good, "test_anomalous": len(category.test) - good, "sizes": scored.sizes,
     }
     record["weights"] = dict(weights.used)
+    if watch is not None and watch.log():
+        log = {**(log or {}), "watched_on_test": watch.log()}
     record["training"], series = history.split(log or {})
-    record["notes"] = [*category.notes, *warnings, *scored.notes]
+    record["notes"] = [*category.notes, *warnings, *scored.notes, *(watch.notes() if watch else ())]
     record["marks"] = _marks(job, record["weights"], category.notes)
     return record, {**scored.per_image, **scored.curves, **series}
 

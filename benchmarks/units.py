@@ -85,6 +85,7 @@ class Job:
     device: str = "auto"
     textures: str = ""  # source of natural pictures for methods that paste them: a directory, 'embedded', or none
     keep_maps: bool = False
+    watch: int = 0  # how often the test pictures are scored during training, for a plot only
     cache_dir: Path | None = None
     cache_size: int = 0
     time_limit: float = 0.0
