@@ -243,9 +243,7 @@ def _release(worker: Worker) -> None:
 
 def _lost(worker: Worker, pool: list[Worker], outcome: Outcome, bars: Bars, why: str) -> None:
     """A worker died, hung or ran out of time: record the failure, drop it; the next job starts a new one."""
-    from benchmarks import provenance
     from benchmarks.plan import up_to_date
-    from benchmarks.runner import failure
 
     job = worker.job
     if worker.process.is_alive():
@@ -260,14 +258,22 @@ def _lost(worker: Worker, pool: list[Worker], outcome: Outcome, bars: Bars, why:
         outcome.finished += 1
         bars.finished(job, "ok")
         return
-    record = failure(job, "WorkerLost", why, "worker")
-    record["environment"] |= {"finished": provenance.now()}
     try:
-        Store(job.results).save(job, record)
+        Store(job.results).save(job, lost(job, why))
     finally:
         _release(worker)
     outcome.failed[str(job.unit)] = why
     bars.finished(job, "failed")
+
+
+def lost(job: Job, why: str) -> dict[str, Any]:
+    """The record of a unit whose process was lost."""
+    from benchmarks import provenance
+    from benchmarks.runner import failure
+
+    record = failure(job, "WorkerLost", why, "worker")
+    record["environment"] |= {"finished": provenance.now()}
+    return record
 
 
 def _end(worker: Worker) -> None:

@@ -2,15 +2,18 @@
 
 A task runs the same `run_unit` as the local launcher into a folder of its own and sends the record and the per-image
 scores back; the driver writes them, so that only the driver needs the results directory. Data roots are read from a
-shared path, or uploaded once per category (`upload=True`) and unpacked where a task needs them.
+shared path, or uploaded once per category (`upload=True`) and unpacked where a task needs them. Anomaly maps
+(`--keep-maps`) are written by the task where it sees the driver's results directory, else they come back as well.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pickle
+import shutil
 import tarfile
 import tempfile
 import time
@@ -19,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.launchers import local
 from benchmarks.launchers.local import Bars, Interrupts, Outcome, acquire
 from benchmarks.store import Store, write_atomic
 from benchmarks.units import Job, UsageError
@@ -34,14 +38,15 @@ def run(
     quiet: bool = False,
     address: str | None = None,
     *,
-    gpus_per_unit: float = 0.0,
+    gpus_per_unit: float | None = None,
     upload: bool = False,
     retries: int = 3,
     on_start: Callable[[Any], None] | None = None,
 ) -> Outcome:
     """Run every job without a finished record on the cluster at `address`, or on a local one of `workers` CPUs.
 
-    gpus_per_unit: share of a GPU that a unit takes (0.5 puts two on one GPU; 0 runs on CPU).
+    gpus_per_unit: share of a GPU that a unit takes (0.5 puts two on one GPU; 0 runs on CPU); None: the cluster's GPUs
+    divided among the workers, see `gpu_share`. A task whose worker process is lost is tried `retries` times more.
     Raises UsageError when Ray is not installed or the cluster cannot be reached.
     """
     try:
@@ -58,7 +63,11 @@ def run(
     _connect(ray, address, workers)
     bars = Bars(len(jobs), workers, quiet)
     threads = max(1, len(os.sched_getaffinity(0)) // workers) if address is None else 1
+    if gpus_per_unit is None:
+        gpus_per_unit = gpu_share(jobs[0].device, ray.cluster_resources().get("GPU", 0), workers)
     task = ray.remote(num_cpus=1, num_gpus=gpus_per_unit, max_retries=retries)(_task)
+    probe = store.runs / f".shared-{os.getpid()}-{time.time_ns()}.part"  # a name that `sweep` removes if we are killed
+    write_atomic(probe, b"")
     uploads: dict[Path, Any] = {}
     waiting, running = list(jobs), {}
     try:
@@ -77,7 +86,7 @@ def run(
                         bars.finished(job, "resumed")
                         continue
                     data = _upload(ray, job, uploads) if upload else None
-                    running[task.remote(pickle.dumps(job), data, threads)] = (job, lock)
+                    running[task.remote(pickle.dumps(job), data, threads, str(probe))] = (job, lock)
                 done, _ = ray.wait(list(running), timeout=0.5) if running else ([], [])
                 for reference in done:
                     job, lock = running.pop(reference)
@@ -90,9 +99,21 @@ def run(
         for reference, (_, lock) in running.items():
             ray.cancel(reference, force=True)
             lock.release()
+        probe.unlink(missing_ok=True)
         bars.close()
         ray.shutdown()
     return outcome
+
+
+def gpu_share(device: str, gpus: float, workers: int) -> float:
+    """The share of a GPU that one unit asks Ray for: 0 on CPU or without GPUs, one GPU each while they suffice for the
+    workers, else 1/k with the smallest k that lets all workers run at once.
+
+    Ray hides all GPUs from a task that asks for none, so 0 would silently mean CPU.
+    """
+    if device == "cpu" or gpus < 1:
+        return 0.0
+    return 1 / max(1, math.ceil(workers / gpus))
 
 
 def _connect(ray: Any, address: str | None, workers: int) -> None:
@@ -115,18 +136,16 @@ def _upload(ray: Any, job: Job, uploads: dict[Path, Any]) -> Any:
 
     root = datasets.load(job.source, job.unit.category, job.data_root).root
     if root not in uploads:
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w") as archive:
-            archive.add(root, f"{job.unit.dataset}/{job.unit.category}")
-        uploads[root] = ray.put(buffer.getvalue())
+        uploads[root] = ray.put(_packed(root, f"{job.unit.dataset}/{job.unit.category}"))
     return uploads[root]
 
 
-def _task(pickled: bytes, data: bytes | None, threads: int) -> tuple[bytes, bytes | None]:
-    """Body of a task: run the unit in a folder of its own; returns the record and the per-image scores as bytes."""
+def _task(pickled: bytes, data: bytes | None, threads: int, probe: str) -> tuple[bytes, bytes | None, bytes | None]:
+    """Body of a task: run the unit in a folder of its own; returns the record, the per-image scores and, where the
+    driver's results directory (the one with the file `probe`) is not seen from here, kept maps as a tar."""
     import torch
 
-    from benchmarks.runner import run_unit
+    from benchmarks.runner import maps_dir, run_unit
     from models import registry
 
     registry.entries()  # makes the files of BENCH_METHODS importable, which unpickling a config of theirs needs
@@ -138,24 +157,45 @@ def _task(pickled: bytes, data: bytes | None, threads: int) -> tuple[bytes, byte
             with tarfile.open(fileobj=io.BytesIO(data)) as archive:
                 archive.extractall(root, filter="data")
             job = replace(job, data_root=root, source=job.unit.dataset)
+        final = maps_dir(job)
         job = replace(job, results=Path(folder) / "results", cache_dir=None)
-        record = run_unit(job, lambda phase, done, total, values: None)
+        if job.time_limit:  # a hang can only be ended from outside, so the unit gets a process of its own
+            records: list[dict] = []
+            outcome = local.run([job], quiet=True, on_record=records.append)
+            why = next(iter(outcome.failed.values()), "the task was stopped")
+            record = records[0] if records else local.lost(job, why)
+        else:
+            record = run_unit(job, lambda phase, done, total, values: None)
+        local.tidy_memory()
         scores = Store(job.results).path(job).with_suffix(".npz")
-        return json.dumps(record, default=str).encode(), scores.read_bytes() if scores.exists() else None
+        maps = None
+        if maps_dir(job).is_dir() and record["status"] == "ok":
+            if Path(probe).exists():
+                shutil.copytree(maps_dir(job), final, dirs_exist_ok=True)
+            else:
+                maps = _packed(maps_dir(job), ".")
+        return json.dumps(record, default=str).encode(), scores.read_bytes() if scores.exists() else None, maps
+
+
+def _packed(folder: Path, name: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.add(folder, name)
+    return buffer.getvalue()
 
 
 def _gather(ray: Any, reference: Any, job: Job, store: Store, outcome: Outcome, bars: Bars) -> None:
-    from benchmarks import provenance
-    from benchmarks.runner import failure
+    from benchmarks.runner import maps_dir
 
-    scores = None
+    scores = maps = None
     try:
-        record, scores = ray.get(reference)
+        record, scores, maps = ray.get(reference)
         record = json.loads(record)
     except ray.exceptions.RayError as error:
-        why = f"the task was lost: {str(error).strip().splitlines()[-1]}"
-        record = failure(job, type(error).__name__, why, "worker")
-        record["environment"] = {"finished": provenance.now()}
+        record = local.lost(job, f"the task was lost: {str(error).strip().splitlines()[-1]}")
+    if maps is not None:
+        with tarfile.open(fileobj=io.BytesIO(maps)) as archive:
+            archive.extractall(maps_dir(job), filter="data")
     if scores is not None and record["status"] == "ok":
         write_atomic(store.path(job).with_suffix(".npz"), scores)
     store.save(job, record)

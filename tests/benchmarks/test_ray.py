@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 
 from benchmarks.launchers import local
 from benchmarks.plan import Options, make_plan
+from benchmarks.runner import maps_dir
 from benchmarks.store import Store
+from benchmarks.units import Job
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (requirements-cluster.txt)")
 METHODS = ["fake@slow", "fake@noisy"]
@@ -63,5 +66,27 @@ def test_records_equal_the_local_ones_although_a_worker_is_killed(data_root: Pat
     assert gathered.finished == 8 and not gathered.failed
     assert numbers(tmp_path / "ray") == numbers(tmp_path / "local")
     assert len(list((tmp_path / "ray" / "runs").rglob("seed*.npz"))) == 8
-    again = launcher.run(jobs(data_root, tmp_path / "ray"), workers=2, quiet=True)
-    assert (again.finished, again.resumed) == (0, 8)
+    kept, bad = more_jobs(data_root, tmp_path / "ray")
+    again = launcher.run([*jobs(data_root, tmp_path / "ray"), kept, bad], workers=2, quiet=True)
+    assert (again.finished, again.resumed) == (1, 8)
+    assert list(again.failed) == [str(bad.unit)] and "passed the time limit of 6 s" in again.failed[str(bad.unit)]
+    assert len(list(maps_dir(kept).rglob("*.tiff"))) == 8, "kept maps were lost"
+    assert not list((tmp_path / "ray" / "runs").glob(".shared-*"))
+
+
+def more_jobs(data_root: Path, results: Path) -> tuple[Job, Job]:
+    """One that keeps its maps, and one that hangs and has a time limit."""
+    options = Options(data_root=data_root, results=results, weights="none", device="cpu", keep_maps=True)
+    kept, bad = (make_plan([spec], ["parts"], options, categories=["nut"]).jobs[0]
+                 for spec in ("fake@plain", "fake_bad@hang"))
+    return kept, replace(bad, time_limit=6.0)
+
+
+@pytest.mark.parametrize(("device", "gpus", "workers", "share"), [
+    ("cpu", 8, 4, 0), ("auto", 0, 4, 0), ("auto", 4, 1, 1), ("auto", 4, 4, 1), ("auto", 2, 4, 0.5),
+    ("auto", 4, 6, 0.5), ("cuda:0", 1, 3, 1 / 3),
+])
+def test_workers_beyond_the_gpus_share_them(device: str, gpus: float, workers: int, share: float) -> None:
+    from benchmarks.launchers.ray import gpu_share
+
+    assert gpu_share(device, gpus, workers) == pytest.approx(share)

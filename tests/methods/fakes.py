@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
 import signal
 import time
 from collections.abc import Mapping
@@ -56,10 +58,22 @@ class Fake(Detector):
         self.mean = state["mean"]
 
 
+def allocate_beyond_the_limit() -> None:
+    """Ask torch for memory that the kernel refuses, because this process has reached its address space limit."""
+    old = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), old[1]))
+    try:
+        torch.ones(1 << 28)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, old)
+
+
 @register("fake_bad", presets={
     "error": FakeConfig(how="error"), "nan": FakeConfig(how="nan"), "killed": FakeConfig(how="killed"),
     "hang": FakeConfig(how="hang"), "constant": FakeConfig(how="constant"), "memory": FakeConfig(how="memory"),
-    "segfault": FakeConfig(how="segfault"), "shape": FakeConfig(how="shape"),
+    "segfault": FakeConfig(how="segfault"), "shape": FakeConfig(how="shape"), "null": FakeConfig(how="null"),
+    "refused": FakeConfig(how="refused"),
 })
 class FakeBad(Fake):
     """Goes wrong in the way that `how` names."""
@@ -74,6 +88,10 @@ class FakeBad(Fake):
                 os.kill(os.getpid(), signal.SIGKILL)
             case "segfault":
                 os.kill(os.getpid(), signal.SIGSEGV)
+            case "null":
+                ctypes.string_at(0)
+            case "refused":
+                allocate_beyond_the_limit()
             case "hang":
                 time.sleep(600)
         return super().fit(train, validation, progress)
