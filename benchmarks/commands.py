@@ -85,8 +85,8 @@ def _options(args: argparse.Namespace) -> Any:
             raise UsageError(f"--set {text!r}: write field=value, for example --set epochs=5")
         settings[key] = value
     size = _bytes(args.cache_size)
-    if args.watch_test < 0:
-        raise UsageError(f"--watch-test {args.watch_test}: give 0 or more")
+    if not 0 <= args.watch_test <= 200:
+        raise UsageError(f"--watch-test {args.watch_test}: give 0 to 200")
     if args.workers < 1:
         raise UsageError(f"--workers {args.workers}: give 1 or more")
     return Options(

@@ -76,6 +76,18 @@ def losses(record: Record, arrays: Arrays, *, all_series: bool = False) -> dict[
     return own or {name: values for name, values in found.items() if name.endswith("loss")}
 
 
+def watched(record: Record) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
+    """Shares of the training, and metrics of the test pictures by name at each (NaN where undefined), or None."""
+    log = dict((record.get("training") or {}).get("watched_on_test") or {})
+    done = np.asarray(log.pop("done", []), np.float64)
+    series = {
+        name: np.array([np.nan if v is None else v for v in values], np.float64)
+        for name, values in log.items() if len(values) == done.size
+    }
+    series = {name: values for name, values in series.items() if np.isfinite(values).any()}
+    return (done, series) if done.size and series else None
+
+
 def scores_by_kind(arrays: Arrays) -> dict[str, np.ndarray]:
     """Finite image scores by kind of defect, good pictures first."""
     if not arrays:

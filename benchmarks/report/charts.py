@@ -13,7 +13,17 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from benchmarks.metrics.curves import thin
-from benchmarks.report.arrays import area, arrays_of, cut, image_rocs, losses, map_curves, reach, scores_by_kind
+from benchmarks.report.arrays import (
+    area,
+    arrays_of,
+    cut,
+    image_rocs,
+    losses,
+    map_curves,
+    reach,
+    scores_by_kind,
+    watched,
+)
 from benchmarks.report.pool import Record
 
 WIDTH, PLOT = 270, 150
@@ -74,6 +84,8 @@ def of(record: Record) -> str:
         drawn.append(rates("sPRO", spro, "saturated overlap", values, SPRO))
     if series := losses(record, arrays):
         drawn.append(loss(series))
+    if (log := watched(record)) is not None:
+        drawn.append(over_training(*log))
     if scores := scores_by_kind(arrays):
         drawn.append(histogram(scores))
     return panel(drawn) if drawn else ""
@@ -133,6 +145,22 @@ def loss(series: Mapping[str, np.ndarray]) -> Drawn:
     parts += [_text(LEFT - 4, TOP + 8, f"{high:.3g}", "end"), _text(LEFT - 4, bottom, f"{low:.3g}", "end")]
     parts += [_text(LEFT, bottom + 12, "1"), _text(LEFT + wide, bottom + 12, str(longest), "end")]
     parts.append(_text(LEFT + wide / 2, bottom + 12, "epoch", "middle"))
+    return Drawn(bottom + 22, "".join(parts))
+
+
+def over_training(done: np.ndarray, series: Mapping[str, np.ndarray]) -> Drawn:
+    """AUROC over the course of a training, with a line that says whose pictures it was measured on."""
+    bottom, wide = TOP + PLOT, WIDTH - LEFT - RIGHT
+    low = math.floor(10 * min(float(np.nanmin(values)) for values in series.values())) / 10
+    low = min(low, 0.9)
+    parts = [_title("AUROC over training"), _frame(wide)]
+    for i, (name, values) in enumerate(series.items()):
+        seen = np.isfinite(values)
+        y = bottom - (values[seen] - low) / (1 - low) * PLOT
+        parts.append(_line(LEFT + done[seen] * wide, y, i))
+        parts.append(_swatch(LEFT + wide - 8, bottom - 8 - 13 * i, i, name))
+    parts += [_text(LEFT - 4, TOP + 8, "1", "end"), _text(LEFT - 4, bottom, f"{low:g}", "end")]
+    parts.append(_text(LEFT + wide / 2, bottom + 12, "looks at test data, for this plot only", "middle"))
     return Drawn(bottom + 22, "".join(parts))
 
 

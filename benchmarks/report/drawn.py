@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.report import figures
 from benchmarks.report.anything import metric_name
-from benchmarks.report.arrays import arrays_of, image_rocs, losses, map_curves, scores_by_kind
+from benchmarks.report.arrays import arrays_of, image_rocs, losses, map_curves, scores_by_kind, watched
 from benchmarks.report.charts import PRO, SPRO
 from benchmarks.report.pool import Pool, Record, ReportError, check_protocols, pool
 
@@ -101,13 +101,11 @@ def _loss(record: Record, out: Path) -> Path | None:
 
 
 def _watch(record: Record, out: Path) -> Path | None:
-    log = (record.get("training") or {}).get("watched_on_test") or {}
-    series = {name: values for name, values in log.items() if name != "done"}
-    if not series or not log.get("done"):
+    log = watched(record)
+    if log is None:
         return None
-    return figures.over_training(
-        [100 * done for done in log["done"]], series, out / _name("watch", record), title=_title(record)
-    )
+    done, series = log
+    return figures.over_training(100 * done, series, out / _name("watch", record), title=_title(record))
 
 
 def _heat(found: Pool, out: Path, metric: str | None) -> list[Path]:

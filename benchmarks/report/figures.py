@@ -194,13 +194,16 @@ def losses(logs: Mapping[str, Sequence[float]], path: Path, *, title: str = "", 
 
 
 def over_training(
-    done: Sequence[float], series: Mapping[str, Sequence[float | None]], path: Path, *, title: str = ""
+    done: np.ndarray, series: Mapping[str, np.ndarray], path: Path, *, title: str = ""
 ) -> Path:
-    """AUROC on test pictures over training, and a line in the picture that says so. done: percent of the training."""
+    """AUROC on test pictures over training, and a line in the picture that says so.
+
+    done: percent of the training [n]. series: fractions [n] by name, NaN where undefined.
+    """
     figure = _figure(5.4, 3.6)
     axis = figure.subplots()
     for name, values in series.items():
-        axis.plot(done, [100 * _nan(v) for v in values], marker="o", markersize=3, label=_plain(name), linewidth=1.3)
+        axis.plot(done, 100 * np.asarray(values), marker="o", markersize=3, label=_plain(name), linewidth=1.3)
     axis.set(xlabel="training done (%)", ylabel="AUROC (%)", xlim=(0, 101))
     axis.set_title("looks at test data: for this plot only, no choice was made by it", fontsize=8, color="C3")
     axis.legend(fontsize=8)

