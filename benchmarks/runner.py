@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import shutil
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,21 +37,43 @@ class PhaseError(Exception):
 
 @dataclass
 class Shared:
-    """What the units of one (dataset, category, seed) share within a worker: features and fitted members."""
+    """What units share within a worker: features those of one category, fitted members those of one seed of it."""
 
     key: tuple[Any, ...] = ()
+    seed: int = -1
     features: Any = None
     members: dict[Any, Any] = field(default_factory=dict)
 
     def for_job(self, job: Job) -> Shared:
-        """Empty everything when the category, its data, the seed or the device changes."""
+        """Empty what the job's category, data, weights, device or seed has no use for."""
         unit = job.unit
-        key = (unit.dataset, unit.category, unit.seed, job.fingerprint, job.weights, job.device)
+        key = (unit.dataset, unit.category, job.fingerprint, job.weights, job.device)
         if key != self.key:
             from models.features import FeatureCache
 
             self.key, self.features, self.members = key, FeatureCache(), {}
+        if unit.seed != self.seed:
+            self.seed, self.members = unit.seed, {}
+        self.features.begin()
         return self
+
+
+class Timed(Sequence[np.ndarray]):
+    """Pictures that add the seconds spent on reading them to `spent[0]`."""
+
+    def __init__(self, pictures: Sequence[np.ndarray], spent: list[float]) -> None:
+        self._pictures, self._spent = pictures, spent
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Timed(self._pictures[index], self._spent)
+        start = time.perf_counter()
+        picture = self._pictures[index]
+        self._spent[0] += time.perf_counter() - start
+        return picture
 
 
 def seed_everything(seed: int) -> None:
@@ -117,19 +140,17 @@ def failure(job: Job, kind: str, message: str, phase: str) -> dict[str, Any]:
 
 def _message(error: BaseException) -> str:
     text = str(error).strip() or repr(error)
-    if "out of memory" in text.lower() or isinstance(error, MemoryError):
+    memory = sys.modules.get("models.nn.memory")  # not imported yet when a unit fails early
+    known = memory.out_of_memory(error) if memory is not None else isinstance(error, MemoryError)
+    if known or "out of memory" in text.lower():  # the latter: within the message of a member
         return f"out of memory: {text.splitlines()[0]}; use a smaller --set batch=N or a machine with more memory"
     return text
 
 
 def _free_device_memory() -> None:
-    import gc
-    import sys
-
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    memory = sys.modules.get("models.nn.memory")
+    if memory is not None:
+        memory.free()
 
 
 def _skeleton(job: Job) -> dict[str, Any]:
@@ -167,6 +188,8 @@ def _run(
     from benchmarks.scoring import score_test
     from models import registry
     from models.base import Context
+    from models.features import precision
+    from models.nn.memory import noted
     from models.weights import WeightStore
 
     begin = time.perf_counter()
@@ -211,18 +234,22 @@ def _run(
         if watch is not None:
             watch.step(done, total)
 
-    with phase("fit"):
-        log = detector.fit(
-            pictures["train"], pictures["validation"] if len(pictures["validation"]) else None,
-            progress,
-        )
-    with phase("predict"):
-        scored = score_test(
-            detector, category, pictures["test"], job.protocol.metric_size,
-            lambda done, total: report("predict", done, total, {}),
-            maps_dir=maps_dir(job) if job.keep_maps else None,
-        )
+    reading = [0.0]
+    with noted() as remarks, precision(job.config.precision):
+        with phase("fit"):
+            log = detector.fit(
+                Timed(pictures["train"], reading),
+                Timed(pictures["validation"], reading) if len(pictures["validation"]) else None,
+                progress,
+            )
+        with phase("predict"):
+            scored = score_test(
+                detector, category, pictures["test"], job.protocol.metric_size,
+                lambda done, total: report("predict", done, total, {}),
+                maps_dir=maps_dir(job) if job.keep_maps else None,
+            )
     seconds["predict"], seconds["metrics"] = scored.predict_s, scored.metrics_s
+    seconds["fit_read"], seconds["test_read"] = reading[0], scored.read_s  # the former is a part of fit
     if watch is not None:  # the look at the test pictures is no part of training
         seconds["fit"], seconds["watch"] = seconds["fit"] - watch.seconds, watch.seconds
     seconds["total"] = time.perf_counter() - begin
@@ -240,9 +267,23 @@ def _run(
     if watch is not None and watch.log():
         log = {**(log or {}), "watched_on_test": watch.log()}
     record["training"], series = history.split(log or {})
-    record["notes"] = [*category.notes, *warnings, *scored.notes, *(watch.notes() if watch else ())]
+    record["notes"] = [*category.notes, *warnings, *scored.notes, *remarks, *(watch.notes() if watch else ())]
+    record["features"] = _features(shared.features.stats)
+    if job.config.precision != "float32":
+        record["protocol"]["precision"] = job.config.precision
+        record["protocol"]["precision_effect"] = scored.precision_effect
+        if not any("bf16" in remark for remark in remarks):
+            record["notes"].append(f"precision {job.config.precision} changed nothing: no frozen backbone was used")
     record["marks"] = _marks(job, record["weights"], category.notes)
     return record, {**scored.per_image, **scored.curves, **series}
+
+
+def _features(stats: Mapping[str, float]) -> dict[str, float]:
+    """Pictures that went through a frozen backbone, and those whose features an earlier unit had taken already."""
+    return {
+        "computed": int(stats["computed"]), "reused": int(stats["reused"]), "not_kept": int(stats["full"]),
+        "compute_s": round(stats["compute_s"], 4), "saved_s": round(stats["saved_s"], 4),
+    }
 
 
 def _marks(job: Job, weights: dict[str, Any], notes: Sequence[str]) -> list[str]:

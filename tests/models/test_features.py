@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from models import features
 from models.base import ModelError
 from models.features import CHUNK, FeatureCache, architecture, backbone, extract
+from models.nn.memory import noted
 from models.nn.preprocess import Preprocess
 from models.weights import WeightsError, WeightStore
 
@@ -136,7 +138,94 @@ def test_cache_keeps_to_its_limit(weights):
     cache = FeatureCache(limit=int(1.5 * one))
     for _ in range(2):
         list(extract(net, SMALL, images, "cpu", cache))
-    assert cache.stats == {"computed": 5 * CHUNK, "reused": CHUNK, "bytes": one, "full": 4 * CHUNK}
+    counts = {name: cache.stats[name] for name in ("computed", "reused", "bytes", "full")}
+    assert counts == {"computed": 5 * CHUNK, "reused": CHUNK, "bytes": one, "full": 4 * CHUNK}
+    assert cache.stats["compute_s"] > cache.stats["saved_s"] > 0
+    cache.begin()
+    assert cache.stats == {"computed": 0, "reused": 0, "full": 0, "compute_s": 0, "saved_s": 0, "bytes": one}
+
+
+def test_features_that_no_later_unit_asks_for_make_room(weights):
+    net, images = backbone(TAG, ["layer1"], WeightStore(weights[0])), pictures(2 * CHUNK)
+    one = sum(t.nbytes for part in extract(net, SMALL, images, "cpu") for t in part.values())
+    cache, other = FeatureCache(limit=int(1.5 * one)), Preprocess((64, 64), normalise=False)
+
+    def reused(preprocess):
+        before = cache.stats["reused"]
+        list(extract(net, preprocess, images, "cpu", cache))
+        return cache.stats["reused"] - before
+
+    reused(SMALL)
+    reused(other)  # the same unit: what it has used stays, there is room for half of the new
+    assert (reused(SMALL), reused(other)) == (2 * CHUNK, CHUNK) and cache.stats["bytes"] == int(1.5 * one)
+    cache.begin()
+    assert reused(other) == CHUNK  # the rest of it takes the place of the other group
+    assert reused(other) == 2 * CHUNK and cache.stats["bytes"] == one
+    cache.clear()
+    assert reused(other) == 0 and cache.stats["bytes"] == one
+
+
+def test_room_is_a_quarter_of_what_is_free(monkeypatch, weights):
+    monkeypatch.setattr(features, "available", lambda device: 400)
+    cache = FeatureCache()
+    list(extract(backbone(TAG, ["layer1"], WeightStore(weights[0])), SMALL, pictures(2), "cpu", cache))
+    assert cache.limit == 100 and cache.stats["full"] == 2 and cache.stats["bytes"] == 0
+    monkeypatch.setattr(features, "available", lambda device: 1 << 50)
+    assert features.room("cpu") == 4 << 30
+
+
+def test_features_kept_while_predicting_can_be_trained_on(weights):
+    net, images, cache = backbone(TAG, ["layer1"], WeightStore(weights[0])), pictures(2), FeatureCache()
+    with torch.inference_mode():
+        list(extract(net, SMALL, images, "cpu", cache))
+    (found,) = extract(net, SMALL, images, "cpu", cache)
+    head = torch.nn.Conv2d(64, 1, 1)
+    head(found["layer1"]).mean().backward()
+    assert cache.stats["reused"] == 2 and head.weight.grad is not None
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_pass_that_exceeds_the_memory_runs_in_halves(weights, monkeypatch, cached):
+    net, images = backbone(TAG, ["layer1"], WeightStore(weights[0])), pictures(CHUNK + 3)
+    plain, sizes = list(extract(net, SMALL, images, "cpu")), []
+    real = net.net.forward
+
+    def forward(x):
+        sizes.append(len(x))
+        if len(x) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(x)
+
+    monkeypatch.setattr(net.net, "forward", forward)
+    with noted() as notes:
+        found = list(extract(net, SMALL, images, "cpu", FeatureCache() if cached else None))
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 1]  # the second chunk starts at what fitted
+    assert [len(part["layer1"]) for part in found] == [CHUNK, 3]
+    for a, b in zip(plain, found, strict=True):
+        torch.testing.assert_close(a, b)
+    assert notes[-1] == f"out of memory: features of {TAG} are taken 2 at a time instead of 4"
+
+
+def test_bf16_is_near_float32_kept_apart_and_off_by_default(weights):
+    net, images, cache = backbone(TAG, ["layer2"], WeightStore(weights[0])), pictures(4), FeatureCache()
+    (full,) = extract(net, SMALL, images, "cpu", cache)
+    with features.precision("bf16"), noted() as notes:
+        (low,) = extract(net, SMALL, images, "cpu", cache)
+    (again,) = extract(net, SMALL, images, "cpu", cache)
+    assert low["layer2"].dtype == torch.float32 and torch.equal(full["layer2"], again["layer2"])
+    assert 0 < (low["layer2"] - full["layer2"]).abs().max() < 0.1 * full["layer2"].abs().max()
+    assert cache.stats["computed"] == 8 and cache.stats["reused"] == 4 and "bf16" in notes[0]
+    with pytest.raises(ModelError, match="use float32 or bf16"), features.precision("fp8"):
+        pass
+
+
+def test_channels_last_gives_the_same_features_in_another_order_of_memory(weights, monkeypatch):
+    store, images = WeightStore(weights[0]), pictures(3)
+    (plain,) = extract(backbone(TAG, ["layer1", "layer3"], store), SMALL, images, "cpu")
+    monkeypatch.setattr(features, "CHANNELS_LAST", ("cpu",))
+    (last,) = extract(backbone(TAG, ["layer1", "layer3"], store), SMALL, images, "cpu")
+    assert last["layer3"].is_contiguous(memory_format=torch.channels_last) and not last["layer3"].is_contiguous()
+    torch.testing.assert_close(plain, last, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.real
