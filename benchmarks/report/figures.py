@@ -171,8 +171,8 @@ def heat_table(
             dark = (numbers[i, j] - low) < 0.6 * max(high - low, 1e-12)
             axis.text(j, i, f"{numbers[i, j]:.{digits}f}", ha="center", va="center", fontsize=7,
                       color="white" if dark else "black")
-    axis.set_xticks(range(len(categories)), [_plain(c) for c in categories], rotation=60, ha="right", fontsize=8)
-    axis.set_yticks(range(len(methods)), [_plain(m) for m in methods], fontsize=8)
+    axis.set_xticks(range(len(categories)), [_short(c) for c in categories], rotation=60, ha="right", fontsize=8)
+    axis.set_yticks(range(len(methods)), [_short(m) for m in methods], fontsize=8)
     _title(figure, title)
     return _save(figure, path)
 
@@ -287,6 +287,11 @@ def _title(figure: Figure, text: str) -> None:
 def _plain(text: str) -> str:
     """Text that matplotlib does not read as a formula."""
     return str(text).replace("$", r"\$")
+
+
+def _short(text: str) -> str:
+    """A label beside an axis; a longer one would leave no room for the axis."""
+    return _plain(text if len(text) <= 32 else f"{text[:31]}…")
 
 
 def _nan(value: float | None) -> float:
