@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,8 @@ def _start(pool: list[Worker], workers: int) -> Worker:
     index = len(pool)
     process = context.Process(target=work, args=(theirs, threads, index), daemon=True)
     # Ctrl-C in a terminal reaches the whole group: a worker must not fall to it before `work` can ignore it, and
-    # what is blocked here stays blocked there.
+    # what is blocked here stays blocked there. The resource tracker starts first, because its start unblocks both.
+    resource_tracker.ensure_running()
     old = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         process.start()

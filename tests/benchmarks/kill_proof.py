@@ -213,7 +213,7 @@ def prove(folder: Path, kills: int, seed: int, show: bool = False) -> Proof:
             proof.starts += 1
         if proof.kills < kills:
             phase, target = _aim(aims, rng, fresh)
-            pid = run.wait_for(phase, int(rng.integers(1, 4)))
+            pid = run.wait_for(phase, int(rng.integers(1, 4 if phase == "plan" else 14)))  # in one of some units
             if pid is not None:
                 aims.remove((phase, target))
                 time.sleep(float(rng.uniform(0, 0.06)))
