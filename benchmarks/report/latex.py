@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -83,7 +84,7 @@ def _tabular(laid: Grid, rows: Sequence[int]) -> str:
         heads = [SHORT.get(kind, kind) for kind in laid.kinds]
     else:
         heads = [name for name, _ in laid.labels]
-    lines.append(_row([escape(n) for n in laid.side_names] + [escape(h) for h in heads]))
+    lines.append(_row([escape(n) for n in laid.side_names] + [_stacked(h) for h in heads]))
     for name, flags in laid.ticks:
         lines.append(_row([escape(name), *gap[1:], *[escape("✓") if flag else "" for flag in flags]]))
     lines.append(r"\midrule")
@@ -96,6 +97,14 @@ def _tabular(laid: Grid, rows: Sequence[int]) -> str:
         shown = [escape(s) if first or k or not grouped else "" for k, s in enumerate(side)]
         lines.append(_row([*shown, *map(_set, texts)]))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _stacked(text: str) -> str:
+    """A head above one column, broken at spaces: a long one would make the column wide and the whole table small."""
+    lines = textwrap.wrap(text, 11, break_long_words=False, break_on_hyphens=False) or [""]
+    if len(lines) == 1:
+        return escape(lines[0])
+    return r"\shortstack[r]{" + r"\\".join(map(escape, lines)) + "}"
 
 
 def _spanning(names: Sequence[tuple[str, int]], gap: list[str], side: int) -> list[str]:

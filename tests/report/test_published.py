@@ -189,3 +189,14 @@ def test_averages_of_other_methods() -> None:
             if abs(value - printed) > Decimal("0.001"):
                 off[key] = str(printed), str(value.quantize(Decimal("0.0001")))
     assert off == OFF
+
+
+def test_means_of_other_methods_stand_in_their_own_column_only() -> None:
+    """The repository of PatchCore's authors prints a mean over all 15 categories, and none over objects or textures."""
+    table = tables.build("ensemble_thesis", "E2_image_auroc", [])
+    row = next(i for i, line in enumerate(table.rows) if line.key == "authors")
+    shown = {column.key: cell.printed and cell.printed.text for column, cell in
+             zip(table.columns, table.cells[row], strict=True)}
+    assert shown["all_15"] == "99.1635"
+    assert shown["mean_object"] is None and shown["mean_texture"] is None
+    assert sum(text is not None for text in shown.values()) == 16
