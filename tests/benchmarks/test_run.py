@@ -67,26 +67,6 @@ def test_workers_share_the_units_and_change_no_number(cli: Cli, data_root: Path,
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
 
 
-@pytest.mark.parametrize(("preset", "words"), [
-    ("error", "fit: the fake was told to fail"),
-    ("nan", "good/000"),
-    ("killed", "SIGKILL"),
-    ("segfault", "SIGSEGV"),
-    ("memory", "out of memory"),
-    ("shape", "expected [B, h, w]"),
-])
-def test_one_bad_unit_is_recorded_and_the_others_go_on(
-    cli: Cli, data_root: Path, tmp_path: Path, preset: str, words: str
-) -> None:
-    done = cli(*run_args(data_root, tmp_path, "--methods", f"fake_bad@{preset}", "fake", "--categories", "nut"))
-    assert done.returncode == 1
-    assert f"FAILED fake_bad@{preset} parts/nut seed 0" in done.stderr and words in done.stderr
-    assert "Traceback" not in done.stderr
-    assert list(metrics(tmp_path)) == ["parts/nut fake@plain 0"]
-    failed = [r for r in Store(tmp_path).records(failed=True) if r["status"] == "failed"]
-    assert len(failed) == 1 and failed[0]["error"]["phase"]
-
-
 def test_a_hanging_unit_ends_at_its_time_limit(cli: Cli, data_root: Path, tmp_path: Path) -> None:
     done = cli(*run_args(data_root, tmp_path, "--methods", "fake_bad@hang", "fake", "--categories", "nut",
                          "--time-limit", 12))

@@ -1,0 +1,73 @@
+"""What goes wrong in one unit costs that unit only, and a worker does not grow over many units."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.launchers import local
+from benchmarks.store import Store
+from tests.benchmarks import soak
+from tests.conftest import Cli
+
+WAYS = {  # how a unit goes wrong -> words in what is said of it
+    "error": "fit: the fake was told to fail",
+    "memory": "out of memory",  # more than there is
+    "refused": "fit: ",  # the kernel refuses it to torch, at the process's address space limit
+    "killed": "SIGKILL); probably out of memory",  # as the kernel's out-of-memory killer does
+    "segfault": "SIGSEGV",
+    "null": "SIGSEGV",  # a read at address 0
+    "nan": "good/000",
+    "shape": "expected [B, h, w]",
+}
+
+
+def test_each_bad_unit_is_recorded_with_its_reason_and_the_others_go_on(
+    cli: Cli, data_root: Path, tmp_path: Path
+) -> None:
+    """All ways to go wrong in one run of two workers, before, between and after units that work."""
+    bad = [f"fake_bad@{way}" for way in WAYS]
+    done = cli("run", "--methods", "fake", *bad, "fake@noisy", "--datasets", "parts", "--data-root", data_root,
+               "--results", tmp_path, "--weights", "none", "--device", "cpu", "--quiet", "--categories", "nut",
+               "--workers", 2)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    said = {line.split()[1]: line for line in done.stderr.splitlines() if line.startswith("FAILED")}
+    for way, words in WAYS.items():
+        assert words in said[f"fake_bad@{way}"], said
+    records = Store(tmp_path).records(failed=True)
+    assert {f"{r['unit']['method']}@{r['unit']['preset']}" for r in records if r["status"] == "ok"} == {
+        "fake@plain", "fake@noisy"}
+    failed = [r for r in records if r["status"] == "failed"]
+    assert len(failed) == len(WAYS) and all(r["error"]["phase"] for r in failed)
+
+
+def test_memory_does_not_grow_over_thirty_units(tmp_path: Path) -> None:
+    resident, _ = soak.memory(tmp_path, "fake@plain", 32)
+    assert len(resident) == 32 and soak.growth(resident) < 0.05, resident
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fake@plain", "patchcore@demo"])
+def test_memory_does_not_grow_over_two_hundred_units(tmp_path: Path, method: str) -> None:
+    resident, _ = soak.memory(tmp_path, method, 200)
+    assert len(resident) == 200 and soak.growth(resident) < 0.05, resident
+
+
+def test_what_a_unit_leaves_in_reference_cycles_is_collected() -> None:
+    import weakref
+
+    class Network:
+        def __init__(self) -> None:
+            self.me: Any = self
+
+    gc.disable()
+    try:
+        left = weakref.ref(Network())
+        assert left() is not None
+        local.tidy_memory()
+        assert left() is None
+    finally:
+        gc.enable()
