@@ -253,12 +253,13 @@ def browse(page: str, *extra: str) -> subprocess.CompletedProcess[str]:
 
 def browser_test(report: Path, page: str, script: str) -> str:
     """Run a script in a copy of a page after the report's own, and return what it writes into the title."""
-    text = (report / page).read_text()
-    (report / "probe.js").write_text(
-        "window.addEventListener('load', () => { try { document.title = 'RESULT ' + (() => {" + script
-        + "})(); } catch (e) { document.title = 'RESULT error ' + e; } });"
+    path = report / page
+    text = path.read_text()
+    path.with_name("probe.js").write_text(
+        "window.addEventListener('load', () => { (async () => {" + script + "})()"
+        ".then(r => { document.title = 'RESULT ' + r; }, e => { document.title = 'RESULT error ' + e; }); });"
     )
-    probe = report / f"probe-{page}"
+    probe = path.with_name(f"probe-{path.name}")
     probe.write_text(text.replace("</head>", '<script src="probe.js" defer></script></head>'))
     done = browse(probe.as_uri(), "--dump-dom")
     problems = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
@@ -302,6 +303,21 @@ def test_heat_table_switches_its_metric_in_a_browser(report: Path) -> None:
     """)
     before, after, name, fits = shown.split("|")
     assert (before, after, name, fits) == ("90.0", "85.0", "Pixel AUROC", "true")
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+def test_charts_load_in_a_browser(report: Path) -> None:
+    """Under the page's content security policy, from disk, when the part of the page is opened."""
+    page = next((report / "methods").glob("*rb_ae*")).relative_to(report).as_posix()
+    shown = browser_test(report, page, """
+        const picture = document.querySelector('img[src$=".svg"]');
+        for (const part of document.querySelectorAll('details')) part.open = true;
+        picture.loading = 'eager';
+        await picture.decode();
+        return [picture.naturalWidth, picture.getBoundingClientRect().width <= window.innerWidth].join();
+    """)
+    assert shown == "540,true"
 
 
 @pytest.mark.browser
