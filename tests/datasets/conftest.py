@@ -32,8 +32,13 @@ def mvtec(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def loco(tmp_path: Path) -> Path:
-    """Category folder `<tmp>/own/tray` in LOCO layout; logical picture 000 has two mask files, 254 and 255."""
-    root, rng = tmp_path / "own" / "tray", np.random.default_rng(3)
+    """Category folder `<tmp>/own/tray` of `make_loco`."""
+    return make_loco(tmp_path / "own" / "tray")
+
+
+def make_loco(root: Path) -> Path:
+    """A category in LOCO layout; logical picture 000 has two mask files, 254 and 255. Returns `root`."""
+    rng = np.random.default_rng(3)
     for folder, count in (("train/good", 3), ("validation/good", 2), ("test/good", 2), ("test/logical_anomalies", 2),
                           ("test/structural_anomalies", 1)):
         for i in range(count):
