@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from models.nn import neighbours
 from models.nn.neighbours import knn
 
 
@@ -14,9 +15,12 @@ def direct(queries, bank, k):
     return found.values[:, :k], found.indices[:, :k]
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("budget", [1 << 10, 1 << 26])
 @pytest.mark.parametrize("kind", ["smooth", "integers", "far_off", "duplicates", "same"])
-def test_same_as_direct_distances(kind, budget):
+def test_same_as_direct_distances(kind, budget, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(neighbours, "_kernel", lambda: None)
     for seed in range(12):
         g = torch.Generator().manual_seed(seed)
         m, d = (int(torch.randint(1, high, (1,), generator=g)) for high in (80, 50))
@@ -45,3 +49,15 @@ def test_offset_larger_than_any_distance_still_ranks_exactly():
 def test_too_few_rows():
     with pytest.raises(ValueError, match="3 neighbours asked of a bank of 2"):
         knn(torch.zeros(1, 4), torch.zeros(2, 4), 3)
+
+
+def test_bank_that_is_asked_for_whole_and_rows_as_near_as_rounding_tells():
+    g = torch.Generator().manual_seed(0)
+    bank = torch.randn(1, 300, generator=g) + 1e-6 * torch.randn(40, 300, generator=g)  # one product cannot rank them
+    queries = torch.randn(20, 300, generator=g)
+    for k in (1, 2, 39, 40):
+        distances, indices = knn(queries, bank, k)
+        expected = direct(queries, bank, k)
+        assert torch.equal(distances, expected[0]) and torch.equal(indices, expected[1])
+    same = knn(queries, bank[:1].repeat(5, 1), 3)
+    assert same[1].tolist() == [[0, 1, 2]] * 20
