@@ -23,6 +23,7 @@ from benchmarks.store import Store, StoreError
 from benchmarks.units import Job
 
 GRACE_S = 10.0
+_settled = 0  # resident pages after the last collection, see `tidy_memory`
 
 
 @dataclass
@@ -337,14 +338,27 @@ def work(pipe: Connection, threads: int, index: int) -> None:
 def tidy_memory() -> None:
     """Give back what a unit leaves behind: networks are reference cycles, and the C library keeps freed pages.
 
-    Without this a worker grows by several MiB with each unit, since Python collects old cycles ever more rarely.
+    Without this a worker grows by several MiB with each unit, since Python collects old cycles ever more rarely. It
+    takes a fifth of a second, so it is done when the process has grown by 2 % since the last time.
     """
     import ctypes
     import gc
 
+    global _settled
+    if 0 < _resident() < 1.02 * _settled:
+        return
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)
+    _settled = _resident()
+
+
+def _resident() -> int:
+    """Resident pages of this process; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _die_with_parent() -> None:

@@ -6,6 +6,8 @@ The whole check of 20 repeats: `python -m pytest tests/benchmarks/test_gate.py -
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -177,3 +179,16 @@ def test_twenty_repeats_with_other_seeds_do_not_fire(demo: Path, tmp_path: Path)
     print(f"20 repeats, {compared} scores compared, {fired} fired; the largest fall took {used:.0%} of its band")
     assert fired == 0
 
+
+
+def test_the_example_for_ci_runs_the_stored_baselines_command_before_the_check() -> None:
+    import yaml
+
+    steps = yaml.safe_load((REPO / ".github/workflows/regression.yml").read_text())["jobs"]["gate"]["steps"]
+    scripts = [step["run"] for step in steps if "run" in step]
+    made, check = scripts[-2:]
+    code = made.split('-c "')[1].split('")')[0]
+    printed = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True).stdout
+    assert printed.startswith("python run_benchmark.py demo --methods ") and ".venv/bin/$command" in made
+    assert all(e["method"] in printed for e in json.loads(STORED.read_text())["entries"])
+    assert "check --baseline results/baselines/demo.json" in check and "--junit" in check and "--summary" in check
