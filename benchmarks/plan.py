@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import datasets
 from benchmarks.store import Store
@@ -52,17 +55,23 @@ def up_to_date(store: Store, job: Job) -> bool:
     return record is not None and _same_weights(record, job)
 
 
-def _same_weights(record: Mapping, job: Job) -> bool:
-    """False when a weights file of the record now has other content in the weights directory."""
+def _same_weights(record: Mapping[str, Any], job: Job) -> bool:
+    """False when a weights file that the record names now has other content in the weights directory."""
     if job.weights in ("auto", "none"):
         return True
-    from models.weights import WeightStore
-
-    store = WeightStore(job.weights)
-    for tag, used in record["weights"].items():
-        if isinstance(used, dict) and (sha := store.sha256(tag)) and sha != used["sha256"]:
-            return False
+    for used in record["weights"].values():
+        if isinstance(used, dict):
+            found = [_sha256(path, path.stat().st_mtime_ns) for path in Path(job.weights).rglob(used["file"])]
+            if found and used["sha256"] not in found:
+                return False
     return True
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: Path, mtime_ns: int) -> str:
+    """Hash of a file, read once for all units that use it; `mtime_ns` makes a changed file hash anew."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_plan(

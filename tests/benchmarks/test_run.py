@@ -52,6 +52,22 @@ def test_run_then_resume_then_other_seed(cli: Cli, data_root: Path, tmp_path: Pa
     assert "4 units: 2 run now, 2 finished before" in more.stderr
 
 
+def test_weights_of_a_folder_are_part_of_what_is_resumed(cli: Cli, data_root: Path, tmp_path: Path) -> None:
+    import torch
+    from torchvision.models import resnet18
+
+    folder, results = tmp_path / "weights", tmp_path / "results"
+    folder.mkdir()
+    command = ["run", "--datasets", "parts", "--categories", "nut", "--data-root", data_root, "--results", results,
+               "--weights", folder, "--device", "cpu", "--quiet", "--methods", "padim@demo"]
+    for expected in ("1 run now", "0 run now"), ("1 run now", "0 run now"):  # a second file of the same name
+        torch.save(resnet18().state_dict(), folder / "resnet18.tv_in1k.pth")
+        for count in expected:
+            done = cli(*command)
+            assert done.returncode == 0 and count in done.stderr, done.stderr
+    assert Store(results).records()[0]["weights"]["resnet18.tv_in1k"]["file"] == "resnet18.tv_in1k.pth"
+
+
 def test_the_same_unit_twice_gives_the_same_metrics_bit_for_bit(cli: Cli, data_root: Path, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         assert cli(*run_args(data_root, tmp_path / folder, "--methods", "fake@noisy", "--seeds", 5)).returncode == 0
