@@ -11,6 +11,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def wrong_values(data: Any, seed: int, count: int) -> Iterator[Any]:
             if rng.random() < 0.2 and isinstance(parent, dict):
                 del parent[key]
             else:
-                parent[key] = WRONG[int(rng.integers(len(WRONG)))]
+                parent[key] = deepcopy(WRONG[int(rng.integers(len(WRONG)))])
         yield copy
 
 
