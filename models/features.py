@@ -91,7 +91,8 @@ class Backbone(nn.Module):
         with contextlib.suppress(_Reached), torch.autocast(x.device.type, torch.bfloat16, enabled=low):
             self.net(x)
         found, self._found = self._found, {}
-        return {layer: found[layer].float() for layer in self.layers}
+        # the order of memory stays in here: heads and losses of other libraries take views of what they are given
+        return {layer: found[layer].float().contiguous() for layer in self.layers}
 
     def train(self, mode: bool = True) -> Backbone:
         """Stays in evaluation mode: batch statistics of a frozen network never change."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.speed.common import machine
 from models.nn.coreset import greedy_coreset, plain_greedy
 from models.patchcore import project
 
@@ -97,7 +98,7 @@ def main() -> None:
     largest = max(args.points)
     everything = picture_features(args.pictures, args.weights) if args.pictures else random_features(largest)
     ours(random_features(500), 50, 0)  # compile
-    print(f"Medians of {args.rounds} alternating rounds, {torch.get_num_threads()} threads.\n")
+    print(f"{machine()}.\nMedians of {args.rounds} alternating rounds.\n")
     print("| points | dims | selected | ours s | ours CPU s | anomalib ms/step | anomalib CPU ms/step | wall ratio "
           "| CPU ratio | distances computed | same as plain rule |")
     print("|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|")

@@ -89,7 +89,8 @@ def neighbours(root: Path, arguments: argparse.Namespace) -> None:
                     f"{100 * held[0]['same']:.2f} %", f"{held[0]['off']:.1e}",
                 ])
     print(f"{len(queries):,} queries of {queries.shape[1]} dimensions, {arguments.rounds} rounds. 'same', 'off': "
-          "neighbours as near as those by float64 distances, and the largest error of a distance, of 2,048 queries.\n")
+          "neighbours as near as those by float64 distances, and the largest error of a distance, of 2,048 queries. Peak 0: "
+          "no more than was held while loading.\n")
     table(("bank", "k", "", "s", "times ours", "CPU s", "peak extra MB", "same", "off"), rows)
 
 
@@ -211,7 +212,7 @@ def distances(root: Path, arguments: argparse.Namespace) -> None:
     print(f"{len(features):,} points of {features.shape[1]} dimensions, {count:,} selected in "
           f"{time.perf_counter() - start:.1f} s.\n")
     rows, computed, before = [], 0.0, 0
-    wanted = [16, 100, 300, 1000, 3000, 10000, count]
+    wanted = sorted({count, *(n for n in (16, 100, 300, 1000, 3000, 10000) if n < count)})
     for selected, share in stats["curve"]:
         computed += share * (selected - before)
         before = selected
