@@ -89,8 +89,8 @@ def neighbours(root: Path, arguments: argparse.Namespace) -> None:
                     f"{100 * held[0]['same']:.2f} %", f"{held[0]['off']:.1e}",
                 ])
     print(f"{len(queries):,} queries of {queries.shape[1]} dimensions, {arguments.rounds} rounds. 'same', 'off': "
-          "neighbours as near as those by float64 distances, and the largest error of a distance, of 2,048 queries. Peak 0: "
-          "no more than was held while loading.\n")
+          "neighbours as near as those by float64 distances, and the largest error of a distance, of 2,048 queries. "
+          "Peak 0: no more than was held while loading.\n")
     table(("bank", "k", "", "s", "times ours", "CPU s", "peak extra MB", "same", "off"), rows)
 
 
