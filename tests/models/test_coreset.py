@@ -107,7 +107,19 @@ def test_form_for_other_devices_looks_at_few_points_and_repeats_what_did_not_suf
     assert torch.equal(greedy_coreset(x, 600, start=3, stats=stats), plain_greedy(x, 600, start=3))
     assert runs[0] == (16, 4000) and runs[2] == (32, 64) and runs[3][0] == 32 and runs[3][1] > 64
     assert sum(times for times, _ in runs) > 600 and stats["share"] < 0.2
-    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_form_for_other_devices_leaves_the_choice_of_deterministic_algorithms(monkeypatch):
+    monkeypatch.setattr(coreset, "_kernel", lambda: None)
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        for choice in ((True, True), (True, False), (False, False)):
+            torch.use_deterministic_algorithms(choice[0], warn_only=choice[1])
+            greedy_coreset(torch.randn(30, 4), 5, start=0)
+            now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+            assert now == choice
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def test_small_cases_by_hand():
