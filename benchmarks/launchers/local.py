@@ -210,6 +210,7 @@ def _receive(
         if not worker.process.is_alive():
             raise EOFError
     except (EOFError, ConnectionError):
+        worker.process.join(10)  # its pipe may close a moment before it has ended
         code = worker.process.exitcode
         if code and code < 0:
             why = f"its worker process was killed by signal {-code} ({_signal(-code)})"

@@ -16,7 +16,7 @@ from tests.conftest import Cli
 WAYS = {  # how a unit goes wrong -> words in what is said of it
     "error": "fit: the fake was told to fail",
     "memory": "out of memory",  # more than there is
-    "refused": "fit: ",  # the kernel refuses it to torch, at the process's address space limit
+    "refused": "memory",  # the kernel refuses it to torch, at the process's address space limit
     "killed": "SIGKILL); probably out of memory",  # as the kernel's out-of-memory killer does
     "segfault": "SIGSEGV",
     "null": "SIGSEGV",  # a read at address 0
