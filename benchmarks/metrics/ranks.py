@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 CHUNK = 1 << 22  # scores kept in one array, in memory or in a file
-PIECE = 1 << 16  # scores parted at a time
+PIECE = 1 << 18  # scores parted at a time
 BUCKET = 1 << 20  # scores matched at a time, at least; for many scores up to 4 times that
 DIGITS = 14  # bits by which scores are parted
 WORKERS = max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
