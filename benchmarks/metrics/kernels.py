@@ -61,3 +61,16 @@ def select(keys, low, shift, marked):  # type: ignore[no-untyped-def]
             keys[found] = key
             found += 1
     return found
+
+
+@compiled
+def sums_from(counts, cells):  # type: ignore[no-untyped-def]
+    """int64 [n]: the sum of counts from each of the cells on; cells, int64 [n], ascend and may repeat."""
+    out = np.empty(cells.size, np.int64)
+    total, last = 0, counts.size
+    for i in range(cells.size - 1, -1, -1):
+        for cell in range(cells[i], last):
+            total += counts[cell]
+        last = cells[i]
+        out[i] = total
+    return out

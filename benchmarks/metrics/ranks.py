@@ -392,7 +392,7 @@ def _positions(held: list[_Piece], wanted: np.ndarray, low: int, high: int) -> t
     """int64 [n] each: keys of the pieces > and >= the wanted ones, which ascend. All lie from low to high."""
     if not held:
         return np.zeros(wanted.size, np.int64), np.zeros(wanted.size, np.int64)
-    from benchmarks.metrics.kernels import count, select
+    from benchmarks.metrics.kernels import count, select, sums_from
 
     keys = _gather(held).keys
     number = keys.dtype.type
@@ -401,13 +401,13 @@ def _positions(held: list[_Piece], wanted: np.ndarray, low: int, high: int) -> t
     count(keys, base, shift, counts)
     at = ((wanted - base) >> shift).astype(np.int64)
     if not shift:  # a cell is a key
-        not_below = np.cumsum(counts[::-1], dtype=np.int64)[::-1]
-        return not_below[at] - counts[at], not_below[at]
+        not_below = sums_from(counts, at)
+        return not_below - counts[at], not_below
     doubtful = np.zeros(counts.size, bool)
     doubtful[at] = True
     rest = np.sort(keys[: select(keys, base, shift, doubtful)])
-    counts[doubtful] = 0
-    above = np.cumsum(counts[::-1], dtype=np.int64)[::-1][at] + rest.size
+    counts[at] = 0
+    above = sums_from(counts, at) + rest.size
     return above - np.searchsorted(rest, wanted, side="right"), above - np.searchsorted(rest, wanted, side="left")
 
 
