@@ -40,7 +40,8 @@ def test_a_stored_score_raised_by_five_points_fails_with_a_table(
     cli: Cli, demo_results: Path, tmp_path: Path
 ) -> None:
     data = json.loads(BASELINE.read_text())
-    entry = next(e for e in data["entries"] if e["metric"] == "pixel_auroc" and e["tolerance"] < 0.04)
+    scores = [e for e in data["entries"] if e["metric"] == "pixel_auroc"]
+    entry = max(scores, key=lambda e: e["tolerance"])  # the widest band
     entry["mean"] += 0.05
     copy = tmp_path / "raised.json"
     copy.write_text(json.dumps(data))
