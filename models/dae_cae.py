@@ -24,6 +24,7 @@ from models.registry import register
 from models.weights import IGNORED, WeightStore, load_into
 
 Encoder = Literal["own", "vgg16", "resnet50"]
+COLLAPSED = 1e-5  # spread of a code in (0, 1) over the training pictures, below which it carries nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class AutoencoderConfig(Config):
     size: int = 256  # 3.2, height and width
     widths: tuple[int, ...] = (32, 64, 128, 256)  # open: only in the figures
     dense: int = 512  # open: values in a dense bottleneck
+    dense_input: Literal["normalised", "plain"] = "normalised"  # open; plain saturates every sigmoid within 20 steps
     extra_conv: bool = False  # open: a sixth convolution in the decoder
     fine_grid: bool = False  # open: pretrained encoders reduce by 16 instead of 32
     imagenet_norm: bool = False  # open: normalise what enters a pretrained encoder
@@ -72,6 +74,12 @@ class CaeConfig(AutoencoderConfig):
     contraction: float = 1e-4  # open: weight of the penalty
     jacobian: Literal["hutchinson", "dense"] = "hutchinson"  # of encoder and input (estimated), or of the dense layer
     jacobian_draws: int = 1  # random directions for each picture and step
+    jacobian_share: float = 0.25  # of a batch's pictures, on which the penalty is estimated
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.jacobian_share <= 1:
+            raise ModelError(f"jacobian_share={self.jacobian_share} must be above 0 and at most 1")
 
 
 class Pretrained(nn.Module):
@@ -103,10 +111,38 @@ class Pretrained(nn.Module):
         return self.body(x)
 
 
+class DenseCode(nn.Linear):
+    """Encoder output [B, n], flattened, to the code sigmoid(W a + b): [B, m] in (0, 1).
+
+    With n = 65536 non-negative inputs, one step of Adam moves all of W a the same way and after some 20 steps every
+    sigmoid is 0 or 1: the code no longer depends on the picture. `normalised` brings each a to mean 0 and variance 1
+    and divides W by sqrt(n), so that a step changes W a by about sqrt(n) times the learning rate.
+    """
+
+    def __init__(self, n: int, m: int, normalised: bool) -> None:
+        self.normalised = normalised
+        super().__init__(n, m)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.normalised:  # variance 1 / 3 of W a, as for a plain layer whose inputs have mean square 1
+            nn.init.uniform_(self.weight, -1, 1)
+
+    def matrix(self) -> Tensor:
+        """W [m, n] of sigmoid(W a + b), as it meets a (normalised, where that is asked)."""
+        return self.weight / self.in_features**0.5 if self.normalised else self.weight
+
+    def forward(self, a: Tensor) -> Tensor:
+        if not self.normalised:
+            return torch.sigmoid(super().forward(a))
+        a = nn.functional.layer_norm(a, a.shape[-1:]) / self.in_features**0.5
+        return torch.sigmoid(super().forward(a))
+
+
 class Autoencoder(nn.Module):
     """encoder -> bottleneck -> decoder; pictures [B, 3, s, s] in [0, 1] to the same.
 
-    A dense bottleneck is sigmoid(W a + b) of the flattened encoder output a, with a linear layer back.
+    A dense bottleneck is `DenseCode` of the flattened encoder output, with a linear layer back.
     """
 
     def __init__(self, config: AutoencoderConfig, dense: bool, store: WeightStore) -> None:
@@ -121,9 +157,9 @@ class Autoencoder(nn.Module):
         else:
             self.encoder = Pretrained(config.encoder, store, config.fine_grid, config.imagenet_norm)
             channels, side = self.encoder.channels, grid if config.fine_grid else grid // 2
-        self.to_code: nn.Module | None = None
+        self.to_code: DenseCode | None = None
         if dense:
-            self.to_code = nn.Linear(channels * side * side, config.dense)
+            self.to_code = DenseCode(channels * side * side, config.dense, config.dense_input == "normalised")
             self.back: nn.Module = nn.Sequential(
                 nn.Linear(config.dense, widths[3] * grid * grid), nn.Unflatten(1, (widths[3], grid, grid))
             )
@@ -142,7 +178,7 @@ class Autoencoder(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(encoder output a [B, C, h, w], code: [B, dense] in (0, 1), or a itself without a dense bottleneck)."""
         a = self.encoder(x)
-        return a, a if self.to_code is None else torch.sigmoid(self.to_code(a.flatten(1)))
+        return a, a if self.to_code is None else self.to_code(a.flatten(1))
 
     def decode(self, code: Tensor) -> Tensor:
         return self.decoder(self.back(code).contiguous(memory_format=torch.channels_last))
@@ -219,12 +255,19 @@ class AutoencoderDetector(Detector):
         optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)
         log = train(
             step, {"autoencoder": self.net}, [optimizer], count=len(data), batch=config.train_batch,
-            epochs=config.epochs, context=self.context, key=key_of(config), progress=progress,
+            epochs=config.epochs, context=self.context, key=key_of(config), progress=progress, piece=self._piece(),
         )
         errors = torch.cat([
             self._compare([train_images[i] for i in calibration[start : start + config.batch]])[0].cpu()
             for start in range(0, len(calibration), config.batch)
         ]).double()
+        if self.net.to_code is not None:
+            log["code_spread"] = spread = self._code_spread(data)
+            if spread < COLLAPSED:
+                notes.append(
+                    f"the dense code hardly depends on the picture (spread {spread:.1e} over the training pictures): "
+                    "the reconstruction is one picture for all"
+                )
         self.threshold = self._threshold(errors)
         log |= {
             "error_mean": float(errors.mean()), "error_std": float(errors.std(correction=0)),
@@ -233,6 +276,18 @@ class AutoencoderDetector(Detector):
         if notes:
             log["notes"] = [*log.get("notes", []), *notes]
         return log
+
+    def _piece(self) -> int | None:
+        """Pictures at a time on a CPU: few enough for its cache, where the network treats each by itself."""
+        if self.context.device.type != "cpu" or self.config.encoder == "resnet50":  # which has batch norm
+            return None
+        return 2 if self.net.to_code is None else 16  # a dense layer's weights are read anew for each piece
+
+    @torch.no_grad()
+    def _code_spread(self, data: Tensor) -> float:
+        """Standard deviation of the code's values over pictures [N, 3, s, s], mean over the values."""
+        code = torch.cat([self.net.encode(x)[1] for x in data.split(self.config.batch)])
+        return float(code.double().std(0, correction=0).mean())
 
     def _threshold(self, errors: Tensor) -> float:
         config = self.config
@@ -323,18 +378,20 @@ class Cae(AutoencoderDetector):
     def _objective(self, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
         hutchinson = config.jacobian == "hutchinson" and config.contraction > 0
-        x = x.detach().requires_grad_(hutchinson)
+        assert self.net.to_code is not None
         with autocast(x.device, config.precision):
             code = self.net.encode(x)[1]
             y = self.net.decode(code)
+            if hutchinson:  # the batch is in random order, so its first pictures are a random choice
+                some = x[: max(1, round(len(x) * config.jacobian_share))].detach().requires_grad_()
+                code = self.net.encode(some)[1]
         if hutchinson:
             shape = (config.jacobian_draws, *code.shape)
             signs = torch.randint(0, 2, shape, generator=generator, device=x.device) * 2 - 1
-            penalty = jacobian_norm(code, x, signs.to(x.dtype)).mean()
+            penalty = jacobian_norm(code, some, signs.to(x.dtype)).mean()
         else:
-            assert isinstance(self.net.to_code, nn.Linear)
-            penalty = dense_contraction(code.float(), self.net.to_code.weight).mean()
-        reconstruction = self._error(x.detach(), y).mean()
+            penalty = dense_contraction(code.float(), self.net.to_code.matrix()).mean()
+        reconstruction = self._error(x, y).mean()
         return {
             "loss": reconstruction + config.contraction * penalty,
             "reconstruction": reconstruction, "contraction": penalty,

@@ -21,6 +21,7 @@ from models.dae_cae import (
     CaeConfig,
     Dae,
     DaeConfig,
+    DenseCode,
     dense_contraction,
     jacobian_norm,
 )
@@ -131,11 +132,56 @@ def small_encoder() -> tuple[Autoencoder, Tensor, Tensor]:
 def test_dense_penalty_is_the_jacobian_of_the_dense_layer() -> None:
     net, x, _ = small_encoder()
     a, code = net.encode(x)
-    assert isinstance(net.to_code, nn.Linear)
-    found = dense_contraction(code, net.to_code.weight)
+    dense = net.to_code
+    assert dense is not None
+    found = dense_contraction(code, dense.matrix())
+
+    def layer(z: Tensor) -> Tensor:
+        return torch.sigmoid(dense.matrix() @ z + dense.bias)
+
     for i in range(3):
-        jacobian = torch.autograd.functional.jacobian(lambda v: torch.sigmoid(net.to_code(v)), a[i].flatten().detach())
-        torch.testing.assert_close(found[i], jacobian.square().sum())
+        z = nn.functional.layer_norm(a[i].flatten().detach(), a[i].flatten().shape)
+        torch.testing.assert_close(layer(z), code[i])
+        torch.testing.assert_close(found[i], torch.autograd.functional.jacobian(layer, z).square().sum())
+
+
+def test_a_code_that_no_longer_depends_on_the_picture_is_named() -> None:
+    config = replace(CAE, contraction=0.0, epochs=6)
+    kept = build(config).fit(pictures(8), None)
+    assert kept["code_spread"] > 1e-4 and "notes" not in kept
+    lost = build(replace(config, dense_input="plain", lr=0.5)).fit(pictures(8), None)
+    assert lost["code_spread"] < 1e-6
+    assert "hardly depends on the picture" in lost["notes"][0]
+
+
+def test_a_step_of_adam_moves_the_dense_code_no_further_for_more_inputs() -> None:
+    moved = {}
+    for name in ("normalised", "plain"):
+        for n in (64, 65536):
+            torch.manual_seed(0)
+            layer = DenseCode(n, 4, name == "normalised")
+            a = torch.rand(8, n) * 0.2
+            before = layer(a).logit()
+            optimizer = torch.optim.Adam(layer.parameters(), lr=1e-4)
+            layer(a).sum().backward()
+            optimizer.step()
+            moved[name, n] = float((layer(a).logit() - before).detach().abs().mean())
+    assert moved["plain", 65536] > 0.5  # fewer than twenty such steps saturate a sigmoid
+    assert moved["normalised", 65536] < 0.03
+
+
+def test_a_share_of_the_batch_estimates_the_whole_batch_penalty() -> None:
+    detector = build(replace(CAE, jacobian_share=0.25))
+    data = detector.preprocess(pictures(8))
+    whole = build(replace(CAE, jacobian_share=1.0))
+
+    def mean(which: AutoencoderDetector, draws: int) -> float:
+        noise, total = torch.Generator().manual_seed(3), 0.0
+        for _ in range(draws):
+            total += float(which._objective(data[torch.randperm(8, generator=noise)], noise)["contraction"].detach())
+        return total / draws
+
+    assert mean(detector, 200) == pytest.approx(mean(whole, 60), rel=0.15)
 
 
 def test_estimate_is_exact_over_a_basis_and_unbiased_over_signs() -> None:
