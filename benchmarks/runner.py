@@ -273,7 +273,7 @@ def _run(
         record["protocol"]["precision"] = job.config.precision
         record["protocol"]["precision_effect"] = scored.precision_effect
         if not any("bf16" in remark for remark in remarks):
-            record["notes"].append(f"precision {job.config.precision} changed nothing: no frozen backbone was used")
+            record["notes"].append(f"precision {job.config.precision} changed nothing: no part of the method uses it")
     record["marks"] = _marks(job, record["weights"], category.notes)
     return record, {**scored.per_image, **scored.curves, **series}
 

@@ -38,12 +38,15 @@ def no_progress(done: int, total: int, /, **values: float) -> None:
     """A `Progress` that shows nothing."""
 
 
+Precision = Literal["float32", "bf16"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Settings of a method. A subclass adds typed fields; a field from a paper names its section in a comment."""
 
     batch: int = 8  # pictures per predict call
-    precision: Literal["float32", "bf16"] = "float32"  # of frozen backbones; everything behind them is float32
+    precision: Precision = "float32"  # of frozen backbones, and of our own networks in training; maps are float32
     shortened: bool = False  # the schedule is shorter than the paper's: every table marks the figure
 
     def with_(self, **changes: Any) -> Config:

@@ -18,7 +18,7 @@ from models.base import Config, Context, Detector, Images, ModelError, Predictio
 from models.nn.noise import Kind, corrupt, picture_generators
 from models.nn.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from models.nn.ssim import ssim
-from models.nn.training import Precision, autocast, key_of, load_pictures, split, train
+from models.nn.training import autocast, key_of, load_pictures, split, train
 from models.nn.vgg import vgg_features
 from models.registry import register
 from models.weights import IGNORED, WeightStore, load_into
@@ -43,7 +43,6 @@ class AutoencoderConfig(Config):
     lr: float = 1e-4  # 3.5, Adam
     train_batch: int = 32  # 3.5
     epochs: int = 100  # open
-    precision: Precision = "float32"
     threshold_rule: Literal["mean", "mean_std", "quantile"] = "mean"  # 3.6: the mean of the training errors
     threshold_k: float = 1.0  # of 'mean_std'
     threshold_quantile: float = 0.95
@@ -305,9 +304,8 @@ class AutoencoderDetector(Detector):
     def _compare(self, pictures: Images) -> tuple[Tensor, Tensor, Tensor]:
         """(error [B], clean pictures, reconstructions [B, 3, s, s]); the clean picture is always the reference."""
         x = self.preprocess(pictures, self.context.device)
-        with autocast(self.context.device, self.config.precision):
-            y = self.net(self._input(pictures, x).contiguous(memory_format=torch.channels_last))
-        return self._error(x, y), x, y.float()
+        y = self.net(self._input(pictures, x).contiguous(memory_format=torch.channels_last))
+        return self._error(x, y), x, y
 
     def state_dict(self) -> dict[str, Any]:
         return {"net": self.net.state_dict(), "threshold": self.threshold}

@@ -19,7 +19,7 @@ from models.nn.gms import mean_filter, msgms
 from models.nn.noise import Spread, gaussian, picture_generators
 from models.nn.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from models.nn.ssim import ssim
-from models.nn.training import Best, Precision, autocast, generator, key_of, load_pictures, split, train
+from models.nn.training import Best, autocast, generator, key_of, load_pictures, split, train
 from models.nn.vgg import vgg_features
 from models.registry import register
 from models.weights import WeightStore
@@ -72,7 +72,6 @@ class GenEncDecConfig(Config):
     stop_from: int = 800  # epochs before early stopping looks at the validation loss
     patience: int = 300
     held_back: float = 0.2  # of the training pictures, for validation
-    precision: Precision = "float32"
     scales: int = 4  # open: of MSGMS
     l2_map: Literal["squared", "squared_sum", "root"] = "squared"  # open: over channels, the mean, the sum, the norm
     filter: int = 21  # mean filter of both parts of the map
@@ -334,9 +333,8 @@ class GenEncDec(Detector):
     def _map(self, x: Tensor, noisy: Tensor) -> Tensor:
         """Anomaly map [B, 1, s, s] of pictures and what the network sees of them."""
         config = self.config
-        with autocast(x.device, config.precision):
-            y = self.net(noisy.contiguous(memory_format=torch.channels_last), x)
-        squared = (x - y.float()).square()
+        y = self.net(noisy.contiguous(memory_format=torch.channels_last), x)
+        squared = (x - y).square()
         if config.l2_map == "squared":
             l2 = squared.mean(1, keepdim=True)
         else:

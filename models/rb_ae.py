@@ -25,7 +25,7 @@ from models.nn.perlin import artificial_defects
 from models.nn.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from models.nn.ssim import WINDOW, ssim_map
 from models.nn.textures import EMBEDDED, Textures
-from models.nn.training import Checkpoint, Precision, autocast, generator, key_of, load_pictures
+from models.nn.training import Checkpoint, autocast, generator, key_of, load_pictures
 from models.nn.training import train as train_loop
 from models.nn.upconv import UpConv
 from models.registry import register
@@ -73,7 +73,6 @@ class RBAEConfig(Config):
     map_weights: tuple[float, ...] = (0.2, 0.2, 0.6)  # Eq. 11
     score: Literal["max", "top"] = "max"  # open; top: mean of the highest 0.1 % of pixels
     smoothing: float = 0.0  # sigma of a Gaussian over the map; the paper has none
-    precision: Precision = "float32"  # of the training's forward passes
 
 
 PAPER = RBAEConfig()

@@ -24,7 +24,7 @@ from models.nn.gms import msgms
 from models.nn.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from models.nn.ssim import WINDOW, ssim_map
 from models.nn.superpixels import fill, label_all
-from models.nn.training import Precision, autocast, key_of, load_pictures
+from models.nn.training import autocast, key_of, load_pictures
 from models.nn.training import train as train_loop
 from models.registry import register
 from models.weights import IGNORED, WeightStore, load_into
@@ -69,7 +69,6 @@ class TSDNConfig(Config):
     learning_rate: float = 7e-5  # 3.1
     epochs: int = 200  # open
     train_batch: int = 8  # open
-    precision: Precision = "float32"  # of the training's forward passes
 
 
 PAPER = TSDNConfig()

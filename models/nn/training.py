@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.base import Context, Images, ModelError, Progress, no_progress
+from models.base import Context, Images, ModelError, Precision, Progress, no_progress
+from models.nn.memory import note
 from models.nn.preprocess import Preprocess
 
-Precision = Literal["float32", "bfloat16"]
 Step = Callable[[Tensor, torch.Generator], "Tensor | dict[str, Tensor]"]
 MIN_PICTURES = 10  # fewer leave nothing to hold back from training
 
@@ -91,9 +91,10 @@ def batches(count: int, size: int, order: torch.Generator) -> Iterator[Tensor]:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """Mixed precision for the forward pass. bfloat16 has float32's range, so the loss needs no scaling."""
+    """Mixed precision for the forward pass. bf16 has float32's range, so the loss needs no scaling."""
     if precision == "float32":
         return contextlib.nullcontext()
+    note("trained network computed in bf16, its weights kept in float32")
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 

@@ -130,8 +130,11 @@ def test_bf16_is_marked_and_its_effect_is_in_the_record(root: Path, tmp_path: Pa
     effect = low["protocol"]["precision_effect"]
     assert effect["pictures"] == 6 and 0 < effect["map_change"] < 0.5 and 0 < effect["score_change"] < 0.5
     assert "frozen backbone computed in bf16" in low["notes"] and low["features"]["computed"] >= 16
+    short = {"precision": "bf16", "epochs": 1, "size": 64}
+    (trained,) = run(plan(root, tmp_path, ["dae@quick"], short, categories=["nut"]))
+    assert trained["status"] == "ok" and any("trained network computed in bf16" in n for n in trained["notes"])
     (none,) = run(plan(root, tmp_path, ["fake"], {"precision": "bf16"}, categories=["nut"]))
-    assert "precision bf16 changed nothing: no frozen backbone was used" in none["notes"]
+    assert "precision bf16 changed nothing: no part of the method uses it" in none["notes"]
 
 
 def test_the_usual_precision_leaves_stored_hashes_as_they_were(root: Path, tmp_path: Path) -> None:

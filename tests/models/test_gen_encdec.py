@@ -211,10 +211,10 @@ def test_a_killed_training_goes_on_to_the_same_end(tmp_path: Path, monkeypatch: 
 
 
 def test_mixed_precision_changes_little() -> None:
-    a, b = build(), build(replace(TINY, precision="bfloat16"))
-    test = pictures(2)
-    torch.testing.assert_close(a.predict(test).anomaly_map, b.predict(test).anomaly_map, atol=0.02, rtol=0.05)
-    assert np.isfinite(b.fit(pictures(10), None)["loss"]).all()
+    a, b = build(), build(replace(TINY, precision="bf16"))
+    losses = [detector.fit(pictures(10), None)["loss"] for detector in (a, b)]
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.1)
 
 
 def test_state_comes_back() -> None:

@@ -181,7 +181,7 @@ def test_load_pictures_of_mixed_sizes() -> None:
 
 def test_autocast() -> None:
     x = torch.randn(4, 4)
-    with training.autocast(torch.device("cpu"), "bfloat16"):
+    with training.autocast(torch.device("cpu"), "bf16"):
         assert (x @ x).dtype == torch.bfloat16
     with training.autocast(torch.device("cpu"), "float32"):
         assert (x @ x).dtype == torch.float32
