@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -65,6 +68,28 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
     for row in rows:
         print(f"| {' | '.join(row)} |", flush=True)
+
+
+def add_category(parser: argparse.ArgumentParser) -> None:
+    """The options of a script that works on one category in MVTec AD layout."""
+    parser.add_argument("--data-root", type=Path, help="holds mvtec_ad/<category>")
+    parser.add_argument("--weights", default="auto", help="directory of weights, auto or none")
+    parser.add_argument("--category", default="bottle")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+
+
+@contextmanager
+def category_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace, images: int | None) -> Iterator[Path]:
+    """A temporary folder with pictures/category, cut to `images` training pictures; prints the machine first."""
+    if arguments.data_root is None:
+        parser.error("--data-root is missing")
+    if arguments.weights not in ("auto", "none"):
+        arguments.weights = str(Path(arguments.weights).resolve())
+    print(f"{machine()}.", flush=True)
+    with tempfile.TemporaryDirectory() as held:
+        cut(arguments.data_root / "mvtec_ad" / arguments.category, Path(held) / "pictures" / "category", images)
+        yield Path(held)
 
 
 def cut(source: Path, target: Path, images: int | None) -> Path:

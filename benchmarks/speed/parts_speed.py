@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.speed.common import REPO, child, cut, exponent, finish, machine, middle, table
+from benchmarks.speed.common import REPO, add_category, category_of, child, exponent, finish, middle, table
 
 MODULE = "benchmarks.speed.parts_speed"
 FACTORS = (1, 2, 4, 8)
@@ -296,15 +296,11 @@ def second_child(methods: str, root: Path, results: Path, weights: str) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=["neighbours", "growth", "distances", "second"])
-    parser.add_argument("--data-root", type=Path, help="holds mvtec_ad/<category>")
-    parser.add_argument("--weights", default="auto", help="directory of weights, auto or none")
-    parser.add_argument("--category", default="bottle")
+    add_category(parser)
     parser.add_argument("--train", type=int, help="training pictures (all without it)")
     parser.add_argument("--images", type=int, default=24, help="growth: test pictures at 1 x")
     parser.add_argument("--limit", type=int, default=120_000, help="growth: most points of a 10 %% coreset")
     parser.add_argument("--share", type=float, default=0.1, help="distances: of the points to select")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         what, *rest = arguments.child
@@ -313,15 +309,10 @@ def main() -> None:
         else:
             finish(second_child(rest[0], Path(rest[1]), Path(rest[2]), rest[3]))
         return
-    if arguments.what is None or arguments.data_root is None:
-        parser.error("name a sub-command and --data-root")
-    if arguments.weights not in ("auto", "none"):
-        arguments.weights = str(Path(arguments.weights).resolve())
-    print(f"{machine()}.", flush=True)
-    with tempfile.TemporaryDirectory() as held:
-        source = arguments.data_root / "mvtec_ad" / arguments.category
-        cut(source, Path(held) / "pictures" / "category", arguments.train)
-        globals()[arguments.what](Path(held), arguments)
+    if arguments.what is None:
+        parser.error("name a sub-command")
+    with category_of(parser, arguments, arguments.train) as held:
+        globals()[arguments.what](held, arguments)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.common import child, cut, finish, machine, middle, table
+from benchmarks.speed.common import add_category, category_of, child, finish, middle, table
 
 TAG, LAYERS, SIZE = "resnet18.tv_in1k", ("layer2", "layer3"), 256
 NAMES = {"ours": "this project", "anomalib": "anomalib Engine"}
@@ -127,14 +127,10 @@ def compare(root: Path, arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, help="holds mvtec_ad/<category>")
-    parser.add_argument("--weights", default="auto", help="directory of weights, auto or none")
-    parser.add_argument("--category", default="bottle")
+    add_category(parser)
     parser.add_argument("--images", type=int, help="training pictures (all without it)")
     parser.add_argument("--coreset", type=float, default=0.01, help="share of the patches kept")
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(NAMES), default=list(NAMES))
-    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         name, root, weights, share = arguments.child
@@ -142,15 +138,8 @@ def main() -> None:
             run = ours if name == "ours" else anomalibs
             finish(run(Path(root), weights, float(share), Path(scratch)))
         return
-    if arguments.data_root is None:
-        parser.error("--data-root is missing")
-    if arguments.weights not in ("auto", "none"):
-        arguments.weights = str(Path(arguments.weights).resolve())
-    print(f"{machine()}.", flush=True)
-    with tempfile.TemporaryDirectory() as held:
-        source = arguments.data_root / "mvtec_ad" / arguments.category
-        cut(source, Path(held) / "pictures" / "category", arguments.images)
-        compare(Path(held), arguments)
+    with category_of(parser, arguments, arguments.images) as held:
+        compare(held, arguments)
 
 
 if __name__ == "__main__":
