@@ -145,6 +145,9 @@ def plan_units(
         if isinstance(data, str):
             continue
         method, preset, config, modified = configs[spec]
+        own = _for_method(options.settings, method)
+        if textures and "textures" not in own and getattr(config, "textures", None) not in (None, textures):
+            config = config.with_(textures=None)  # what the command line names comes before the preset's source
         jobs += [
             Job(
                 unit=Unit(data[0].dataset, category, method, preset, seed), config=config,
@@ -155,7 +158,7 @@ def plan_units(
                 textures=textures if getattr(config, "textures", "") is None else "",
                 keep_maps=options.keep_maps, watch=options.watch, cache_dir=options.cache_dir,
                 cache_size=options.cache_size, time_limit=options.time_limit,
-                settings=_for_method(options.settings, method),
+                settings=own,
             )
             for seed in seeds
         ]

@@ -43,7 +43,7 @@ class ScoreEnsembleConfig(Config):
     trees: int = 200
     forest_grid: int = 64  # positions per side at which the forest judges maps
     pixels: int = 20_000  # drawn for the maps of forest and stacking, half of them anomalous
-    textures: str = EMBEDDED  # folder of natural pictures for the artificial anomalies
+    textures: str | None = EMBEDDED  # folder of natural pictures for the artificial anomalies
 
 
 RESNET18 = {"members": ("patchcore@resnet18", "simplenet@resnet18", "ast@quick")}
@@ -153,7 +153,8 @@ class ScoreEnsemble(Detector):
         config = self.config
         size = self.preprocess.size
         draws = generator(self.context, "pseudo")
-        made = list(pseudo_anomalies(unseen, Textures(config.textures, size), draws))
+        textures = Textures(config.textures or self.context.extras.get("textures"), size)
+        made = list(pseudo_anomalies(unseen, textures, draws))
         fake_scores, fake_maps = self._raw([anomaly.picture for anomaly in made])
         labels = torch.cat([torch.zeros(len(scores)), torch.ones(len(fake_scores))])
         vectors = self._calibrated(torch.cat([scores, fake_scores]), "scores")

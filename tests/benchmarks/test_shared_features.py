@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,23 @@ def test_features_are_taken_once_the_record_says_so_and_no_number_changes(root: 
     assert all(r["features"]["reused"] == 0 or r["unit"]["method"] == "simplenet" for r in apart)
     (other,) = run(plan(root, tmp_path / "a", ["patchcore@demo"], categories=["plate"]), shared)
     assert other["features"]["computed"] == 7 and other["features"]["reused"] == 0
+
+
+def test_textures_of_the_command_line_come_before_a_presets_own(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    options = Options(data_root=root, results=tmp_path, weights="none", device="cpu", textures=str(folder))
+
+    def of(**more: object) -> list[tuple[object, str]]:
+        specs = ["rb_ae@quick", "rb_ae@paper", "patchcore@demo"]
+        jobs = make_plan(specs, ["own"], replace(options, **more), categories=["nut"]).jobs
+        found = {job.unit.spec: (getattr(job.config, "textures", "-"), job.textures) for job in jobs}
+        return [found[spec] for spec in specs]
+
+    given = str(folder.resolve())
+    assert of() == [(None, given), (None, given), ("-", "")]
+    assert of(textures="") == [("embedded", ""), (None, ""), ("-", "")]
+    assert of(settings={"rb_ae.textures": "elsewhere"}) == [("elsewhere", ""), ("elsewhere", ""), ("-", "")]
 
 
 def test_the_record_has_the_seconds_of_every_phase(root: Path, tmp_path: Path) -> None:
