@@ -254,7 +254,7 @@ class AutoencoderDetector(Detector):
         optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)
         log = train(
             step, {"autoencoder": self.net}, [optimizer], count=len(data), batch=config.train_batch,
-            epochs=config.epochs, context=self.context, key=key_of(config), progress=progress, piece=self._piece(),
+            epochs=config.epochs, context=self.context, key=key_of(config), progress=progress,
         )
         errors = torch.cat([
             self._compare([train_images[i] for i in calibration[start : start + config.batch]])[0].cpu()
@@ -275,12 +275,6 @@ class AutoencoderDetector(Detector):
         if notes:
             log["notes"] = [*log.get("notes", []), *notes]
         return log
-
-    def _piece(self) -> int | None:
-        """Pictures at a time on a CPU: few enough for its cache, where the network treats each by itself."""
-        if self.context.device.type != "cpu" or self.config.encoder == "resnet50":  # which has batch norm
-            return None
-        return 2 if self.net.to_code is None else 16  # a dense layer's weights are read anew for each piece
 
     @torch.no_grad()
     def _code_spread(self, data: Tensor) -> float:

@@ -1,8 +1,8 @@
-"""Processor time of one training step: the whole batch at once beside pieces of it, float32 beside bf16.
+"""Processor time of a training step, with freed memory returned to the system and with it kept for reuse.
 
-    python -m benchmarks.speed.epoch_speed dae@mse dae@ssim cae@mse --threads 1
+    python -m benchmarks.speed.epoch_speed dae@mse cae@mse gen_encdec@quick --threads 1
 
-Random pictures, one batch, three steps of which the first is left out.
+Random pictures of the method's size, one batch, three steps of which the first is left out; each in its own process.
 """
 
 from __future__ import annotations
@@ -13,54 +13,62 @@ import statistics
 import time
 from typing import Any
 
-from tabulate import tabulate
-
-from benchmarks.speed.common import machine
+from benchmarks.speed.common import child, finish, machine, table
 
 STEPS = 3
 
 
-def step_s(spec: str, changes: dict[str, Any], whole: bool) -> tuple[float, int]:
-    """(median processor seconds of a training step, pictures in it)."""
+def measure(spec: str, precision: str, kept: bool, threads: int) -> dict[str, Any]:
+    """Median processor seconds of a training step, and the pictures in it."""
     import numpy as np
     import torch
 
+    from benchmarks.launchers.local import reuse_memory
     from models import registry
     from models.base import Context
     from models.weights import WeightStore
 
-    config: Any = registry.config(spec, changes)
+    if kept:
+        reuse_memory()
+    torch.set_num_threads(threads)
+    config: Any = registry.config(spec, {"precision": precision, "epochs": str(STEPS)})
     detector: Any = registry.method_class(spec.split("@")[0])(
         config, Context(torch.device("cpu"), 0, WeightStore("none"), None)
     )
-    if whole:
-        detector._piece = lambda: None
-    rng, times = np.random.default_rng(0), [time.process_time()]
-    pictures = [rng.integers(0, 256, (config.size, config.size, 3), np.uint8) for _ in range(config.train_batch)]
+    rng, times = np.random.default_rng(0), []
+    count = config.train_batch if spec.split("@")[0] != "gen_encdec" else config.train_batch * 5 // 4  # a fifth is held
+    pictures = [rng.integers(0, 256, (config.size, config.size, 3), np.uint8) for _ in range(count)]
     detector.fit(pictures, None, lambda done, total, /, **values: times.append(time.process_time()))
-    return statistics.median(b - a for a, b in itertools.pairwise(times[1:])), config.train_batch
+    return {"step_s": statistics.median(b - a for a, b in itertools.pairwise(times)), "batch": config.train_batch}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("methods", nargs="*", default=["dae@mse", "dae@ssim", "cae@mse"], help="of dae and cae")
+    parser.add_argument("methods", nargs="*", default=["dae@mse", "dae@ssim", "cae@mse"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pictures", type=int, default=209, help="of an epoch")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    import torch
+    if arguments.child:
+        spec, precision, kept = arguments.child
+        finish(measure(spec, precision, kept == "kept", arguments.threads))
+        return
+    print(f"{machine()}; {arguments.threads} used.\n", flush=True)
 
-    torch.set_num_threads(arguments.threads)
-    rows = []
-    for spec in arguments.methods:
-        for precision in ("float32", "bf16"):
-            changes = {"precision": precision, "epochs": str(STEPS)}
-            whole, batch = step_s(spec, changes, True)
-            pieces, _ = step_s(spec, changes, False)
-            epoch = pieces * arguments.pictures / batch
-            rows.append([spec, precision, f"{whole:.2f}", f"{pieces:.2f}", f"{epoch:.0f}"])
-    print(f"{machine()}.\n")
-    heads = ["method", "precision", "whole batch, s", "in pieces, s", f"epoch of {arguments.pictures}, s"]
-    print(tabulate(rows, heads, tablefmt="github", disable_numparse=True))
+    def row(spec: str, precision: str) -> list[str]:
+        returned, kept = (
+            child(__spec__.name, ["--threads", arguments.threads, "--child", spec, precision, how])
+            for how in ("returned", "kept")
+        )
+        epoch = kept["step_s"] * arguments.pictures / kept["batch"]
+        memory = (f"{returned['peak_mb']:,.0f}", f"{kept['peak_mb']:,.0f}")
+        return [spec, precision, f"{returned['step_s']:.2f}", f"{kept['step_s']:.2f}", f"{epoch:.0f}", *memory]
+
+    table(
+        ("method", "precision", "step, memory returned, s", "step, kept, s", f"epoch of {arguments.pictures}, s",
+         "peak MB, returned", "peak MB, kept"),
+        (row(spec, precision) for spec in arguments.methods for precision in ("float32", "bf16")),
+    )
 
 
 if __name__ == "__main__":

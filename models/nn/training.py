@@ -209,7 +209,6 @@ def train(
     stop: Best | None = None,
     schedulers: Sequence[torch.optim.lr_scheduler.LRScheduler] = (),
     checkpoint_s: float = 60.0,
-    piece: int | None = None,
 ) -> dict[str, Any]:
     """Train `modules`; returns the log {'loss': [...], 'epochs': n, ...} with one mean per epoch.
 
@@ -219,9 +218,6 @@ def train(
     modules: what is trained, by name; set to train() before each epoch and to eval() at the end.
     key: anything whose repr tells trainings apart (the config, the number of pictures); with the seed it decides
         whether a checkpoint in `context.scratch` is continued. A continued training equals an undisturbed one on CPU.
-    piece: pictures that go through the network at a time; the gradients of a batch's pieces are added up before the
-        optimizer steps, so `step` must return means over pictures that do not depend on each other (no batch norm).
-        Small pieces stay in a CPU's cache. None: the whole batch.
     validate: called after each epoch in eval mode and without gradients; its value goes to `stop`, after which the
         best epoch's weights are restored.
 
@@ -246,20 +242,15 @@ def train(
                 module.train()
             parts: dict[str, list[Tensor]] = {}
             for i, indices in enumerate(batches(count, batch, order), 1):
+                result = step(indices.to(device), noise)
+                values = {"loss": result} if isinstance(result, Tensor) else result
                 for optimizer in optimizers:
                     optimizer.zero_grad(set_to_none=True)
-                values: dict[str, Tensor] = {}
-                for some in indices.split(piece or len(indices)):
-                    result = step(some.to(device), noise)
-                    for name, value in ({"loss": result} if isinstance(result, Tensor) else result).items():
-                        share = value if len(some) == len(indices) else value * (len(some) / len(indices))
-                        if name == "loss":
-                            share.backward()
-                        values[name] = values[name] + share.detach() if name in values else share.detach()
+                values["loss"].backward()
                 for optimizer in optimizers:
                     optimizer.step()
                 for name, value in values.items():
-                    parts.setdefault(name, []).append(value)
+                    parts.setdefault(name, []).append(value.detach())
                 shown = _shown(parts, log, device)
                 check_finite(shown, epoch, store.epoch)
                 progress((epoch - 1) * steps + i, epochs * steps, **shown)

@@ -185,26 +185,3 @@ def test_autocast() -> None:
         assert (x @ x).dtype == torch.bfloat16
     with training.autocast(torch.device("cpu"), "float32"):
         assert (x @ x).dtype == torch.float32
-
-
-def test_pieces_of_a_batch_train_like_the_whole_batch() -> None:
-    x = torch.randn(14, 5, generator=torch.Generator().manual_seed(1))
-    found = []
-    for piece in (None, 2, 4):
-        torch.manual_seed(0)
-        net = nn.Linear(5, 1)
-        sizes: list[int] = []
-
-        def step(indices: Tensor, noise: torch.Generator, net: nn.Module = net, sizes: list[int] = sizes) -> Tensor:
-            sizes.append(len(indices))
-            return (net(x[indices]) - x[indices].sum(1, keepdim=True)).square().mean()
-
-        log = training.train(
-            step, {"net": net}, [torch.optim.Adam(net.parameters(), lr=1e-2)], count=14, batch=6, epochs=5,
-            context=context(), key="pieces", piece=piece,
-        )
-        found.append((net.weight.detach(), log["loss"]))
-        assert max(sizes) == (piece or 6)
-    for weight, loss in found[1:]:
-        torch.testing.assert_close(weight, found[0][0], rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(loss, found[0][1], rtol=1e-5)
