@@ -359,7 +359,7 @@ def _overlays(args: argparse.Namespace, records: Sequence[Mapping[str, Any]]) ->
         examples = [
             figures.Example(
                 decode(samples[n][0]), np.max([decode_mask(m) for m in samples[n][1]], 0) if samples[n][1] else None,
-                found[n], n,
+                found[n], n, _panels(folder / unit["category"] / "test" / n),
             )
             for n in chosen
         ]
@@ -370,6 +370,16 @@ def _overlays(args: argparse.Namespace, records: Sequence[Mapping[str, Any]]) ->
         figures.overlay_grid(examples, path, title=f"{spec}, {unit['category']}", colormap=args.colormap)
         written.append(path)
     return written
+
+
+def _panels(stem: Path) -> dict[str, Any]:
+    """What was kept beside a map, uint8 arrays by name; the reconstruction first, as in the papers' figures."""
+    import numpy as np
+    from PIL import Image
+
+    start = f"{stem.name}."
+    found = {p.name[len(start) : -4]: p for p in stem.parent.glob("*.png") if p.name.startswith(start)}
+    return {name: np.asarray(Image.open(found[name])) for name in sorted(found, key=lambda n: n != "reconstruction")}
 
 
 def _per_kind(names: Sequence[str], count: int) -> list[str]:

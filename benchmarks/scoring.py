@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -69,7 +69,8 @@ def score_test(
         with spent("read"):
             images = [pictures[first + i] for i in range(len(samples))]
         with spent("predict"):
-            maps, scores, batch = _predicted(detector, images, samples, metric_size, batch)
+            found, batch = _predicted(detector, images, samples, metric_size, batch, maps_dir is not None)
+            maps, scores = found.maps, found.scores
         if effect is None and detector.config.precision != "float32":
             effect = _effect(detector, images, samples, metric_size, maps, scores)
         for i, sample in enumerate(samples):
@@ -81,7 +82,7 @@ def score_test(
             with spent("read"):
                 truth = _truth(category, sample, size, detector, metric_size) if anomaly_map is not None else {}
                 if anomaly_map is not None and maps_dir is not None:
-                    _keep(maps_dir / category.name / "test" / f"{sample.name}.tiff", anomaly_map)
+                    _keep(maps_dir / category.name / "test" / sample.name, anomaly_map, found.panels[i])
             with spent("metrics"):
                 scorer.add(
                     sample.name, label=sample.label, kind=sample.kind, anomaly_map=anomaly_map, score=score, **truth
@@ -128,19 +129,30 @@ class _Spent(dict[str, float]):
             self[name] += time.perf_counter() - start
 
 
+class _Found(NamedTuple):
+    """Of a batch: maps at the scored size (float32 [H, W] each), image scores float32 [B], and panels as uint8."""
+
+    maps: list[np.ndarray] | None
+    scores: np.ndarray | None
+    panels: list[dict[str, np.ndarray]]
+
+
 def _predicted(
-    detector: Detector, images: Images, samples: Sequence[Sample], metric_size: str | int, batch: int
-) -> tuple[list[np.ndarray] | None, np.ndarray | None, int]:
+    detector: Detector, images: Images, samples: Sequence[Sample], metric_size: str | int, batch: int,
+    panels: bool = False,
+) -> tuple[_Found, int]:
     """As `_predict`, in halves when memory runs out, and the number of pictures that it sufficed for."""
     parts = in_parts(
-        lambda part: _predict(detector, *map(list, zip(*part, strict=True)), metric_size),
+        lambda part: _predict(detector, *map(list, zip(*part, strict=True)), metric_size, panels),
         list(zip(images, samples, strict=True)), batch, "test pictures are predicted",
     )
     if len(parts) == 1:
-        return *parts[0], batch
-    maps = [m for part, _ in parts for m in part] if parts[0][0] is not None else None
-    scores = np.concatenate([part for _, part in parts]) if parts[0][1] is not None else None
-    return maps, scores, len(next(found for found in parts[-2] if found is not None))
+        return parts[0], batch
+    return _Found(
+        [m for part in parts for m in part.maps] if parts[0].maps is not None else None,
+        np.concatenate([part.scores for part in parts]) if parts[0].scores is not None else None,
+        [p for part in parts for p in part.panels],
+    ), len(parts[-2].panels)
 
 
 def _effect(
@@ -151,9 +163,9 @@ def _effect(
     from models.features import precision
 
     with precision("float32"):
-        full_maps, full_scores, _ = _predicted(detector, images, samples, metric_size, len(images))
+        full32, _ = _predicted(detector, images, samples, metric_size, len(images))
     found: dict[str, float] = {"pictures": len(images)}
-    for name, low, full in (("map", maps, full_maps), ("score", scores, full_scores)):
+    for name, low, full in (("map", maps, full32.maps), ("score", scores, full32.scores)):
         if low is None or full is None:
             continue
         pairs = list(zip(low, full, strict=True))
@@ -164,9 +176,9 @@ def _effect(
 
 
 def _predict(
-    detector: Detector, images: Images, samples: Sequence[Sample], metric_size: str | int
-) -> tuple[list[np.ndarray] | None, np.ndarray | None]:
-    """Maps at the scored size (float32 [H, W] each) and image scores float32 [B]; either may be None."""
+    detector: Detector, images: Images, samples: Sequence[Sample], metric_size: str | int, panels: bool
+) -> _Found:
+    """What the detector gives for a batch, brought to the scored size; maps or scores may be None."""
     import torch
 
     with torch.inference_mode():
@@ -193,7 +205,11 @@ def _predict(
             else:
                 restored = preprocess.restore(maps, [(int(metric_size), int(metric_size))] * len(images))
             restored = [m.float().cpu().numpy() for m in restored]
-        return restored, scores.float().cpu().numpy() if scores is not None else None
+        shown: list[dict[str, np.ndarray]] = [{} for _ in images]
+        for name, values in prediction.panels.items() if panels else ():
+            for own, value in zip(shown, values() if callable(values) else values, strict=True):
+                own[name] = value.float().mul(255).round().clamp(0, 255).byte().cpu().numpy()
+        return _Found(restored, scores.float().cpu().numpy() if scores is not None else None, shown)
 
 
 def _truth(
@@ -226,8 +242,12 @@ def _scaled(mask: np.ndarray, detector: Detector, metric_size: str | int) -> np.
     return Preprocess((int(metric_size), int(metric_size))).mask(mask)
 
 
-def _keep(path: Path, anomaly_map: np.ndarray) -> None:
+def _keep(stem: Path, anomaly_map: np.ndarray, panels: Mapping[str, np.ndarray]) -> None:
+    """<stem>.tiff for the map, <stem>.<panel>.png for each panel."""
     import tifffile
+    from PIL import Image
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tifffile.imwrite(path, anomaly_map.astype(np.float32), compression="zlib")
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(f"{stem}.tiff", anomaly_map.astype(np.float32), compression="zlib")
+    for name, values in panels.items():
+        Image.fromarray(values.transpose(1, 2, 0) if values.ndim == 3 else values).save(f"{stem}.{name}.png")

@@ -7,7 +7,7 @@ A method sees pictures as uint8 arrays [H, W, 3] of any size and returns anomaly
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -60,10 +60,13 @@ class Prediction:
     anomaly_map: float32 [B, h, w] at the method's own resolution (the input size of its network after resize and
         crop, or any size that covers the same field of view), or None for a method without maps.
     score: float32 [B], or None; then the harness takes the map's maximum.
+    panels: what figures show besides, by name ('reconstruction', 'predicted mask'): [B, 3, h, w] or [B, h, w] in
+        [0, 1], or a function that gives one where it costs extra. `--keep-maps` stores them; no metric sees them.
     """
 
     anomaly_map: torch.Tensor | None
     score: torch.Tensor | None
+    panels: Mapping[str, torch.Tensor | Callable[[], torch.Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -292,7 +292,7 @@ class AutoencoderDetector(Detector):
     def predict(self, batch: Images) -> Prediction:
         """Score: the reconstruction error. Map: squared differences (mean over channels), which the paper has not."""
         error, x, y = self._compare(batch)
-        return Prediction((x - y).square().mean(1).cpu(), error.cpu())
+        return Prediction((x - y).square().mean(1).cpu(), error.cpu(), {"reconstruction": y})
 
     @torch.no_grad()
     def _compare(self, pictures: Images) -> tuple[Tensor, Tensor, Tensor]:

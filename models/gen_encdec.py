@@ -319,19 +319,21 @@ class GenEncDec(Detector):
         config, device = self.config, self.context.device
         x = self.preprocess(batch, device)
         if config.test_noise == "off" or self.rate == 0:
-            total = self._map(x, x)
+            total, restored = self._map(x, x)
         else:
             generators = picture_generators(batch, self.context.seed)
             total = torch.zeros(len(batch), 1, *self.preprocess.output, device=device)
+            restored = torch.zeros_like(x)
             for _ in range(config.test_draws):
                 noisy = [self._noisy(one, g) for one, g in zip(x.cpu().split(1), generators, strict=True)]
-                total = total + self._map(x, torch.cat(noisy).to(device)) / config.test_draws
+                drawn, one = self._map(x, torch.cat(noisy).to(device))
+                total, restored = total + drawn / config.test_draws, restored + one / config.test_draws
         maps = total[:, 0].cpu()
-        return Prediction(maps, maps.flatten(1).amax(1))
+        return Prediction(maps, maps.flatten(1).amax(1), {"reconstruction": restored})
 
     @torch.no_grad()
-    def _map(self, x: Tensor, noisy: Tensor) -> Tensor:
-        """Anomaly map [B, 1, s, s] of pictures and what the network sees of them."""
+    def _map(self, x: Tensor, noisy: Tensor) -> tuple[Tensor, Tensor]:
+        """Anomaly map [B, 1, s, s] and restored pictures, of pictures and what the network sees of them."""
         config = self.config
         y = self.net(noisy.contiguous(memory_format=torch.channels_last), x)
         squared = (x - y).square()
@@ -340,7 +342,7 @@ class GenEncDec(Detector):
         else:
             l2 = squared.sum(1, keepdim=True)
             l2 = l2.sqrt() if config.l2_map == "root" else l2
-        return mean_filter(1 - msgms(x, y, config.scales), config.filter) + mean_filter(l2, config.filter)
+        return mean_filter(1 - msgms(x, y, config.scales), config.filter) + mean_filter(l2, config.filter), y
 
     def state_dict(self) -> dict[str, Any]:
         return {"net": self.net.state_dict()}

@@ -459,7 +459,8 @@ class RBAE(Detector):
             maps = gaussian_blur(maps[:, None], [kernel] * 2, [self.config.smoothing] * 2)[:, 0]
         flat = maps.flatten(1)
         top = 1 if self.config.score == "max" else max(1, round(flat.shape[1] * 0.001))
-        return Prediction(maps, flat.topk(top, 1).values.mean(1))
+        panels = {"reconstruction": output.reconstruction}
+        return Prediction(maps, flat.topk(top, 1).values.mean(1), panels)
 
     def state_dict(self) -> dict[str, Any]:
         return {"net": self.net.state_dict(), "reference": self.reference}

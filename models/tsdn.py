@@ -199,12 +199,17 @@ class Network(nn.Module):
             self.encoder.eval()
         return self
 
+    def mask(self, x: Tensor) -> Tensor:
+        """M' [B, 1, H, W] of decoder A, which `forward` leaves out where only figures show it."""
+        assert self.decoder_a is not None
+        *maps, deepest = self.encoder((x - self.mean) / self.std)
+        return self.decoder_a(self.reduce(deepest), maps[::-1])
+
     def forward(self, x: Tensor) -> Output:
         """Pictures [B, 3, H, W] in [0, 1]. In evaluation mode decoder A runs only where its mask is used."""
         config = self.config
         *maps, deepest = self.encoder((x - self.mean) / self.std)
-        features = self.reduce(deepest)
-        skips = maps[::-1]
+        features, skips = self.reduce(deepest), maps[::-1]
         mask = None
         if self.decoder_a is not None and (self.training or not config.fne or config.skip_filter == "mask"):
             mask = self.decoder_a(features, skips)
@@ -391,7 +396,10 @@ class TSDN(Detector):
         x = self.preprocess(batch, self.context.device).contiguous(memory_format=torch.channels_last)
         out = self.net.eval()(x)
         maps = score_map(x, out.reconstruction.float(), self.config.distance, self.config.blur).float().contiguous()
-        return Prediction(maps, maps.amax((1, 2)))
+        panels: dict[str, Any] = {"reconstruction": out.reconstruction}
+        if self.net.decoder_a is not None:
+            panels["predicted mask"] = lambda: self.net.mask(x)[:, 0]
+        return Prediction(maps, maps.amax((1, 2)), panels)
 
     def state_dict(self) -> dict[str, Any]:
         return {"net": self.net.state_dict()}

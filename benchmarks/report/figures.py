@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,12 +24,16 @@ GREY = "0.55"
 
 
 class Example(NamedTuple):
-    """One test picture: uint8 [H, W, 3]; mask bool [H, W] or None; anomaly map [h, w] of any real type; a label."""
+    """One test picture: uint8 [H, W, 3]; mask bool [H, W] or None; anomaly map [h, w] of any real type; a label.
+
+    panels: further columns by name, uint8 [h, w, 3] or [h, w].
+    """
 
     picture: np.ndarray
     mask: np.ndarray | None
     anomaly_map: np.ndarray
     label: str = ""
+    panels: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def colour(anomaly_map: np.ndarray, low: float, high: float, colormap: str = PERCEPTUAL) -> np.ndarray:
@@ -72,22 +77,26 @@ def overlay_grid(
     examples: Sequence[Example], path: Path, *, title: str = "", colormap: str = PERCEPTUAL,
     scale: tuple[float, float] | None = None,
 ) -> Path:
-    """Rows of input, ground truth and anomaly map on one colour scale. scale: ends of the colours (see `limits`)."""
+    """Rows of input, panels, anomaly map and ground truth. scale: ends of the map's colours (see `limits`)."""
     if not examples:
         raise ValueError("no examples to show")
     low, high = scale or limits([e.anomaly_map for e in examples])
-    figure = _figure(6.6, 2.1 * len(examples) + 0.5)
-    axes = figure.subplots(len(examples), 3, squeeze=False)
+    names = ("input", *examples[0].panels, "anomaly map", "ground truth")
+    figure = _figure(2.2 * len(names), 2.1 * len(examples) + 0.5)
+    axes = figure.subplots(len(examples), len(names), squeeze=False)
     for row, example in zip(axes, examples, strict=True):
-        truth = np.zeros(example.picture.shape[:2], bool) if example.mask is None else example.mask > 0
+        height, width = example.picture.shape[:2]
+        truth = np.zeros((height, width), bool) if example.mask is None else example.mask > 0
         row[0].imshow(example.picture)
-        row[1].imshow(truth, cmap="gray", vmin=0, vmax=1)
-        row[2].imshow(overlay(example.picture, example.anomaly_map, low, high, colormap=colormap))
+        for axis, values in zip(row[1:-2], example.panels.values(), strict=True):
+            axis.imshow(values, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
+        row[-2].imshow(overlay(example.picture, example.anomaly_map, low, high, colormap=colormap))
+        row[-1].imshow(truth, cmap="gray", vmin=0, vmax=1)
         row[0].set_ylabel(_plain(example.label), fontsize=8)
         for axis in row:
             axis.set_xticks([])
             axis.set_yticks([])
-    for axis, name in zip(axes[0], ("input", "ground truth", "anomaly map"), strict=True):
+    for axis, name in zip(axes[0], names, strict=True):
         axis.set_title(name, fontsize=9)
     _title(figure, title)
     return _save(figure, path)

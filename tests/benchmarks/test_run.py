@@ -272,6 +272,8 @@ def test_kept_maps_are_raw_float32_at_the_original_size(cli: Cli, data_root: Pat
     assert len(maps) == 8 and maps[0].parts[-4:-1] == ("nut", "test", "good")
     array = tifffile.imread(maps[0])
     assert array.dtype == np.float32 and array.shape == (40, 48)
+    panel = np.asarray(Image.open(maps[0].with_name(f"{maps[0].stem}.reconstruction.png")))
+    assert panel.dtype == np.uint8 and panel.shape[2] == 3 and panel.std() > 0
     done = cli("figure", "fake", "--datasets", "parts", "--data-root", data_root, "--results", tmp_path,
                "--out", tmp_path / "figures")
     assert done.returncode == 0, done.stderr

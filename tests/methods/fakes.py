@@ -50,7 +50,7 @@ class Fake(Detector):
 
     def predict(self, batch: Images) -> Prediction:
         x = self.preprocess(batch, self.context.device)
-        return Prediction((x - self.mean).square().mean(1), None)
+        return Prediction((x - self.mean).square().mean(1), None, {"reconstruction": self.mean.expand_as(x)})
 
     def state_dict(self) -> dict[str, Any]:
         return {"mean": self.mean}

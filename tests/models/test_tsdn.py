@@ -274,6 +274,11 @@ def test_training_lowers_the_losses_and_repeats_exactly() -> None:
         assert log[term][-1] < 0.9 * log[term][0], (term, log[term])
     assert log["superpixels"]["fewest"] >= 1 and 0 < log["superpixels"]["share_of_fit"] < 1
     one, two = first.predict(pictures(3, 1)), second.predict(pictures(3, 1))
+    side = first.config.size
+    assert one.panels["reconstruction"].shape == (3, 3, side, side)
+    with torch.no_grad():
+        mask = one.panels["predicted mask"]()
+    assert mask.shape == (3, side, side) and 0 <= float(mask.min()) < float(mask.max()) <= 1
     assert torch.equal(one.anomaly_map, two.anomaly_map) and one.anomaly_map.shape == (3, 64, 64)
     assert torch.equal(one.score, one.anomaly_map.flatten(1).amax(1))
 

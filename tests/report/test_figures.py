@@ -66,6 +66,18 @@ def _draw_all(folder: Path) -> list[Path]:
     ]
 
 
+def test_panels_are_columns_between_input_and_map(tmp_path: Path) -> None:
+    plain = _example(1.0)
+    green = np.zeros((16, 20, 3), np.uint8)
+    green[..., 1] = 255
+    shown = plain._replace(panels={"reconstruction": green, "predicted mask": np.full((16, 20), 255, np.uint8)})
+    without, grid = (np.asarray(Image.open(figures.overlay_grid([e], tmp_path / "grid.png")).convert("RGB"))
+                     for e in (plain, shown))
+    assert grid.shape[1] > 1.5 * without.shape[1]
+    where = np.argwhere((grid == (0, 255, 0)).all(2))[:, 1] / grid.shape[1]
+    assert len(where) > 1000 and where.min() > 0.15 and where.max() < 0.45  # the second of five columns
+
+
 def test_figures_are_deterministic(tmp_path: Path) -> None:
     first, second = _draw_all(tmp_path / "a"), _draw_all(tmp_path / "b")
     for a, b in zip(first, second, strict=True):
