@@ -38,7 +38,8 @@ def parser() -> argparse.ArgumentParser:
     running.add_argument("--workers", type=int, default=1, metavar="N", help="units at a time (1)")
     running.add_argument("--time-limit", type=float, default=0, metavar="S", help="seconds a unit may take (no limit)")
     running.add_argument("--force", action="store_true", help="run again what has a finished record")
-    running.add_argument("--keep-maps", action="store_true", help="write anomaly maps as TIFF under results/maps")
+    running.add_argument("--keep-maps", action="store_true",
+                         help="write anomaly maps under results/maps; reproduce then draws figures too")
     running.add_argument("--watch-test", type=int, default=0, metavar="N",
                          help="score the test pictures N times during training, for a plot and no choice (0)")
     running.add_argument("--cache-size", default="20GB", metavar="SIZE",

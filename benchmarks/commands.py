@@ -235,6 +235,13 @@ def _reproduce(args: argparse.Namespace) -> int:
         _say(f"{paper}: {len(written)} files in {folder / paper}")
         if len(papers) == 1 and not args.no_run:
             print(tables.suite_text(paper, records, only=args.table, quick=quick))
+    if args.keep_maps:
+        from benchmarks.report import drawn
+
+        out = Path(args.results) / "figures"
+        own = [record for job in plan.jobs if (record := store.load(job)) is not None]
+        made = [*drawn.draw(["loss"], own, out), *_overlays(args, own, out)] if own else []
+        _say(f"{len(made)} figures in {out}")
     return code
 
 
@@ -321,7 +328,7 @@ def _figure(args: argparse.Namespace) -> int:
     written = drawn.draw([k for k in kinds if k != "overlay"], records, args.out, metric=args.metric, limit=args.limit,
                          mixed=args.mixed)
     if "overlay" in kinds or "all" in args.kinds:
-        written += _overlays(args, records)
+        written += _overlays(args, records, args.out, args.pictures, args.colormap)
     for path in written:
         print(path)
     if not written:
@@ -337,8 +344,11 @@ def _figure(args: argparse.Namespace) -> int:
     return 0
 
 
-def _overlays(args: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Grids of input, ground truth and anomaly map, as in the papers' figures, from maps that a run kept."""
+def _overlays(
+    args: argparse.Namespace, records: Sequence[Mapping[str, Any]], out: Path, pictures: int = 1,
+    colormap: str = "inferno",
+) -> list[Path]:
+    """Grids of input, panels, anomaly map and ground truth, as in the papers' figures, from maps that a run kept."""
     import numpy as np
     import tifffile
 
@@ -352,7 +362,7 @@ def _overlays(args: argparse.Namespace, records: Sequence[Mapping[str, Any]]) ->
         folder = maps / Path(record["path"]).relative_to(Store(Path(args.results)).runs).with_suffix("")
         samples = _samples(args, unit["dataset"], unit["category"])
         chosen = _per_kind([name for name in samples if (folder / unit["category"] / "test" / f"{name}.tiff").exists()],
-                           args.pictures)
+                           pictures)
         if not chosen:
             continue
         found = {n: tifffile.imread(folder / unit["category"] / "test" / f"{n}.tiff") for n in chosen}
@@ -364,10 +374,10 @@ def _overlays(args: argparse.Namespace, records: Sequence[Mapping[str, Any]]) ->
             for n in chosen
         ]
         spec = f"{unit['method']}@{unit['preset']}"
-        path = args.out / drawn.file_name(
+        path = out / drawn.file_name(
             spec, unit["dataset"], unit["category"], *([f"seed{unit['seed']}"] if unit["seed"] else [])
         )
-        figures.overlay_grid(examples, path, title=f"{spec}, {unit['category']}", colormap=args.colormap)
+        figures.overlay_grid(examples, path, title=f"{spec}, {unit['category']}", colormap=colormap)
         written.append(path)
     return written
 

@@ -88,7 +88,7 @@ class Store:
             return None
         if record["status"] != "ok" or record["config_hash"] != job.config_hash:
             return None
-        return record
+        return {**record, "path": str(path)}
 
     def save(self, job: Job, record: dict[str, Any], scores: dict[str, np.ndarray] | None = None) -> Path:
         """Write the scores, then the record; a failure goes to its own file and never replaces a finished record."""

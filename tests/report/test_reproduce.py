@@ -107,10 +107,12 @@ def test_reproduce_runs_what_is_missing_and_shows_what_is_stored(cli: Cli, tmp_p
     make_mvtec(tmp_path / "data" / "mvtec_ad" / "bottle", size=(64, 64))
     make_mvtec(tmp_path / "data" / "mvtec_ad" / "pill", size=(64, 64))
     shared = ("--data-root", tmp_path / "data", "--results", tmp_path / "r", "--device", "cpu", "--quiet")
-    short = ("--set", "dae.epochs=1", "cae.epochs=1", "dae.train_batch=2", "cae.train_batch=2")
+    short = ("--set", "dae.epochs=2", "cae.epochs=1", "dae.train_batch=2", "cae.train_batch=2")
     done = cli("reproduce", "--paper", "dae_cae", "--table", "1", "--quick", "--categories", "bottle", *shared, *short,
-               "--weights", "none")
+               "--weights", "none", "--keep-maps")
     assert done.returncode == 0, done.stderr
+    drawn = {p.name for p in (tmp_path / "r" / "figures").iterdir()}
+    assert len(drawn) == 2 and "dae@quick-mvtec_ad-bottle.png" in drawn, drawn
     rows = long_rows(tmp_path / "r" / "tables" / "dae_cae" / "1.long.csv")
     mine = [r for r in rows if r["source"] == "measured" and r["state"] == "value"]
     assert {(r["method"], r["categories"]) for r in mine} == {("dae@quick", "bottle")}
