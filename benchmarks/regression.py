@@ -32,7 +32,7 @@ MIN_SEEDS = 3
 FLOOR = 0.005  # half a point: below this, differences between machines and library versions are not regressions
 WIDTH = 4.0  # standard deviations of a seed, when other seeds are compared
 SAME_SEEDS = 1.0  # the same, when the baseline's own seeds are compared
-SAME_SEEDS_MOST = 0.03  # above what other kernels have been seen to do to a trained method: see docs/long_runs.md
+SAME_SEEDS_MOST = 0.045  # a fall of five points must show, however far seeds lie apart; see docs/long_runs.md
 IDENTITY = ("method", "preset", "dataset", "category")
 PROTOCOL = ("metric_version", "metric_size", "image_score")
 
