@@ -1,8 +1,11 @@
 """Processor time of a training step, with freed memory returned to the system and with it kept for reuse.
 
     python -m benchmarks.speed.epoch_speed dae@mse cae@mse gen_encdec@quick --threads 1
+    python -m benchmarks.speed.epoch_speed dae@mse tsdn@quick rb_ae@quick --profile
 
 Random pictures of the method's size, one batch, three steps of which the first is left out; each in its own process.
+With --profile: what share of the three steps each kind of operation takes, to see whether the network or the data bound
+a training.
 """
 
 from __future__ import annotations
@@ -16,30 +19,67 @@ from typing import Any
 from benchmarks.speed.common import child, finish, machine, table
 
 STEPS = 3
+KINDS = {  # of torch's operations, by a part of their names
+    "convolutions": ("conv", "col2im", "im2col"),
+    "matrix products": ("mm", "linear", "attention"),
+    "normalisation": ("norm",),
+    "resizing, pooling": ("upsample", "pool", "pad", "grid_sampl"),
+}
+
+
+def prepare(spec: str, precision: str, threads: int) -> tuple[Any, list[Any]]:
+    """A detector with random weights whose phases have STEPS epochs of one batch, and its training pictures."""
+    import dataclasses
+
+    import numpy as np
+    import torch
+
+    from models import registry
+    from models.base import Context
+    from models.nn.textures import EMBEDDED
+    from models.weights import WeightStore
+
+    torch.set_num_threads(threads)
+    fields = [field.name for field in dataclasses.fields(registry.config(spec))]
+    settings = {"precision": precision} | {name: str(STEPS) for name in fields if name.startswith("epochs")}
+    config: Any = registry.config(spec, settings | ({"textures": EMBEDDED} if "textures" in fields else {}))
+    detector = registry.method_class(spec.split("@")[0])(config, Context(torch.device("cpu"), 0, WeightStore("none")))
+    count = config.train_batch if spec.split("@")[0] != "gen_encdec" else config.train_batch * 5 // 4  # a fifth is held
+    rng = np.random.default_rng(0)
+    return detector, [rng.integers(0, 256, (config.size, config.size, 3), np.uint8) for _ in range(count)]
 
 
 def measure(spec: str, precision: str, kept: bool, threads: int) -> dict[str, Any]:
     """Median processor seconds of a training step, and the pictures in it."""
-    import numpy as np
-    import torch
-
     from benchmarks.launchers.local import reuse_memory
-    from models import registry
-    from models.base import Context
-    from models.weights import WeightStore
 
     if kept:
         reuse_memory()
-    torch.set_num_threads(threads)
-    config: Any = registry.config(spec, {"precision": precision, "epochs": str(STEPS)})
-    detector: Any = registry.method_class(spec.split("@")[0])(
-        config, Context(torch.device("cpu"), 0, WeightStore("none"), None)
-    )
-    rng, times = np.random.default_rng(0), []
-    count = config.train_batch if spec.split("@")[0] != "gen_encdec" else config.train_batch * 5 // 4  # a fifth is held
-    pictures = [rng.integers(0, 256, (config.size, config.size, 3), np.uint8) for _ in range(count)]
+    detector, pictures = prepare(spec, precision, threads)
+    times: list[float] = []
     detector.fit(pictures, None, lambda done, total, /, **values: times.append(time.process_time()))
-    return {"step_s": statistics.median(b - a for a, b in itertools.pairwise(times)), "batch": config.train_batch}
+    steps = statistics.median(b - a for a, b in itertools.pairwise(times))
+    return {"step_s": steps, "batch": detector.config.train_batch}
+
+
+def profile(spec: str, threads: int) -> dict[str, float]:
+    """Seconds by kind of operation of a training of STEPS steps per phase, and outside torch's operations."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    from benchmarks.launchers.local import reuse_memory
+
+    reuse_memory()
+    detector, pictures = prepare(spec, "float32", threads)
+    marks: list[float] = []
+    with profiler(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
+        start = time.perf_counter()
+        detector.fit(pictures, None, lambda done, total, /, **values: marks.append(time.perf_counter()))
+    found = dict.fromkeys((*KINDS, "other tensor operations"), 0.0)
+    for event in seen.key_averages():
+        kind = next((k for k, parts in KINDS.items() if any(part in event.key for part in parts)), [*found][-1])
+        found[kind] += event.self_cpu_time_total / 1e6
+    return found | {"outside torch": max(0.0, marks[-1] - start - sum(found.values())), "all": marks[-1] - start}
 
 
 def main() -> None:
@@ -47,6 +87,7 @@ def main() -> None:
     parser.add_argument("methods", nargs="*", default=["dae@mse", "dae@ssim", "cae@mse"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pictures", type=int, default=209, help="of an epoch")
+    parser.add_argument("--profile", action="store_true", help="shares of a training by kind of operation")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -54,6 +95,14 @@ def main() -> None:
         finish(measure(spec, precision, kept == "kept", arguments.threads))
         return
     print(f"{machine()}; {arguments.threads} used.\n", flush=True)
+    if arguments.profile:
+        runs = {spec: profile(spec, arguments.threads) for spec in arguments.methods}
+        kinds = [kind for kind in next(iter(runs.values())) if kind != "all"]
+        table(("method", "s", *(f"{kind}, %" for kind in kinds)), (
+            (spec, f"{run['all']:.1f}", *(f"{100 * run[kind] / run['all']:.0f}" for kind in kinds))
+            for spec, run in runs.items()
+        ))
+        return
 
     def row(spec: str, precision: str) -> list[str]:
         returned, kept = (
