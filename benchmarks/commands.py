@@ -302,11 +302,13 @@ def _samples(args: argparse.Namespace, dataset: str, category: str) -> dict[str,
     import datasets
     from datasets.base import DatasetError
 
-    root = Path(args.results) / "demo_data" if dataset in DEMO_DATASETS else args.data_root
-    try:
-        return {s.name: (s.path, s.masks) for s in datasets.load(dataset, category, root).test}
-    except DatasetError:
-        return {}
+    made = [Path(args.results) / "demo_data"] if dataset in DEMO_DATASETS else []
+    for root in (*made, args.data_root):
+        try:
+            return {s.name: (s.path, s.masks) for s in datasets.load(dataset, category, root).test}
+        except DatasetError:
+            continue
+    return {}
 
 
 def _figure(args: argparse.Namespace) -> int:

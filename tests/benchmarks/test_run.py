@@ -280,6 +280,11 @@ def test_kept_maps_are_raw_float32_at_the_original_size(cli: Cli, data_root: Pat
     assert Image.open(tmp_path / "figures" / "fake@plain-parts-nut.png").size[0] > 300
     done = cli("figure", "fake", "--datasets", "other", "--results", tmp_path, "--out", tmp_path)
     assert done.returncode == 2 and "--keep-maps" in done.stderr
+    shutil.copytree(data_root / "parts", tmp_path / "own" / "demo")  # a demo set that lies under another data root
+    own = ("--datasets", "demo", "--categories", "nut", "--data-root", tmp_path / "own", "--results", tmp_path / "b")
+    assert cli("run", "--methods", "fake", *own, "--keep-maps").returncode == 0
+    done = cli("figure", "fake", *own, "--out", tmp_path / "figures")
+    assert done.returncode == 0, done.stderr
     maps_dir = maps[0].parents[3]
     scored = subprocess.run(
         [sys.executable, "-m", "benchmarks.metrics", str(maps_dir), str(data_root / "parts")],
