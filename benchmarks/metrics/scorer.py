@@ -26,7 +26,7 @@ class Scores:
     """metrics: fractions in [0, 1], None where undefined; undefined: the reason for each None.
 
     curves: on request, `image` (`image@max`) and `pixel` with arrays `fpr` and `tpr`, `pro` with `fpr` and `pro`, for
-        LOCO `spro/logical` and `spro/structural` with `fpr` and `spro`; those that are undefined are left out.
+        LOCO also `spro/logical` and `spro/structural` with `fpr` and `spro`; those that are undefined are left out.
     facts: counts of images, pixels, regions.
     """
 
@@ -53,8 +53,8 @@ class _Region:
 class Scorer:
     """Streaming: `add` each image once, then `result`. Maps are not kept, only the sorted scores of their pixels.
 
-    loco: True for MVTec LOCO AD (one region per ground-truth file, saturation, scores by anomaly type), else MVTec AD
-        (regions are the 8-connected components of the masks).
+    loco: True for MVTec LOCO AD: besides AUPRO (regions are the 8-connected components of an image's masks together),
+        AUsPRO (one region per ground-truth file, saturation) and scores by anomaly type.
     limits: false positive rates up to which AUPRO and AUsPRO integrate.
     memory_limit: bytes of pixel scores to keep in memory; what is beyond goes to files in `scratch`.
     curve_points: > 0 for curves thinned to at most so many points.
@@ -81,13 +81,14 @@ class Scorer:
         self.threshold = threshold
         # float64: NumPy would round a Python float to the type of the map before comparing
         self.pixel_threshold = None if pixel_threshold is None else np.float64(pixel_threshold)
-        # Background sets: LOCO good, logical, structural. Positive sets: 0 all anomalous pixels; LOCO also 1 logical
-        # and 2 structural, the saturating pixels of the regions (AD: the regions share set 0).
+        # Background sets: LOCO good, logical, structural. Positive sets: 0 all anomalous pixels, by component;
+        # LOCO also 1 logical and 2 structural, the saturating pixels of the regions.
         self._kinds = ("good", *TYPES) if loco else ("all",)
         against = [(0, 1, 2), (0, 1), (0, 2)] if loco else [(0,)]
         self._ranks: Ranks | TensorRanks = Ranks(len(self._kinds), against, memory_limit, scratch)
         self._against = against
-        self._regions: list[_Region] = []
+        self._regions: list[_Region] = []  # LOCO: one per ground-truth file
+        self._areas: list[int] = []  # of the connected components of the images' masks, LOCO: of all files together
         self._images: list[tuple[str, int, str, float | None, float | None]] = []
         self._names: set[str] = set()
         self._unmasked: dict[str, str] = {}
@@ -173,17 +174,12 @@ class Scorer:
             self._background("all", scores.ravel())
             self._confuse(scores, None)
             return
-        numbers, count = components(truth)
-        ids = numbers[truth].astype(np.int32) - 1
-        hits = pick(scores, truth)
-        areas = np.bincount(ids, minlength=count)
-        self._positive(0, hits, ids + np.int32(len(self._regions)))
-        self._pixels["anomalous"] += hits.shape[0]
+        hits, ids, areas = self._components(scores, truth)
         for area in areas:
             self._regions.append(_Region("", "all", int(area), int(area), name))
         self._background("all", pick(scores, ~truth))
         if self.pixel_threshold is not None:
-            self._shares.extend(np.bincount(ids, weights=self._over(hits), minlength=count) / areas)
+            self._shares.extend(np.bincount(ids, weights=self._over(hits), minlength=len(areas)) / areas)
         self._confuse(scores, truth)
 
     def _add_loco(self, name: str, label: int, kind: str, scores: Any, regions: Sequence[Region]) -> None:
@@ -202,11 +198,21 @@ class Scorer:
             self._positive(self._kinds.index(kind), top(hits, size), np.full(size, len(self._regions), np.int32))
             self._regions.append(_Region(region.name, kind, area, size, name))
             union |= truth
-        hits = pick(scores, union)
-        self._positive(0, hits, np.zeros(hits.shape[0], np.int32))
-        self._pixels["anomalous"] += hits.shape[0]
+        if union.any():
+            self._components(scores, union)
         self._background(kind, pick(scores, ~union))
         self._confuse(scores, union)
+
+    def _components(self, scores: Any, truth: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:
+        """Add an image's anomalous pixels, by component: their scores, components from 0, and the areas of those."""
+        numbers, count = components(truth)
+        ids = numbers[truth].astype(np.int32) - 1
+        hits = pick(scores, truth)
+        areas = np.bincount(ids, minlength=count)
+        self._positive(0, hits, ids + np.int32(len(self._areas)))
+        self._areas.extend(areas.tolist())
+        self._pixels["anomalous"] += hits.shape[0]
+        return hits, ids, areas
 
     def _background(self, kind: str, scores: Any) -> None:
         count = scores.shape[0]
@@ -280,15 +286,16 @@ class Scorer:
     # Pixels
 
     def _pixel_scores(self, out: Scores) -> None:
-        saturation = np.array([r.saturation for r in self._regions], np.int64)
         kinds = [r.kind for r in self._regions]
+        areas = np.array(self._areas, np.int64)
+        saturation = np.array([r.saturation for r in self._regions], np.int64)
         rates = [
             Rates(
                 self._ranks.background_size(which),
                 self._ranks.positive_size(which),
-                saturation=None if self.loco and which == 0 else saturation,
+                saturation=saturation if which else areas,
                 limits=self.limits,
-                regions=kinds.count(self._kinds[which]),
+                regions=kinds.count(self._kinds[which]) if which else len(areas),
                 points=self.curve_points,
             )
             for which in range(3 if self.loco else 1)
@@ -300,14 +307,10 @@ class Scorer:
         for key, value in rates[0].metrics("pixel").items():
             reason = why or rates[0].why()
             out.put(key, None if reason else value, reason)
-        reasons = []
-        if self.loco:
-            reasons = list(self._put_auspro(out, rates).values())
-        else:
-            areas = rates[0].areas
-            for column, limit in enumerate(self.limits):
-                key = f"aupro@{limit:g}"
-                out.put(key, None if why or rates[0].why() else _mean(areas[:, column]), why or rates[0].why())
+        for column, limit in enumerate(self.limits):
+            reason = why or rates[0].why()
+            out.put(f"aupro@{limit:g}", None if reason else _mean(rates[0].areas[:, column]), reason)
+        reasons = list(self._put_auspro(out, rates).values()) if self.loco else []
         if self.curve_points:
             self._put_curves(out, rates, why, reasons)
         if self.pixel_threshold is not None:

@@ -149,15 +149,15 @@ def expected(case: Case) -> dict[str, float | None]:
     out["pixel_ap"] = float(average_precision_score(labels, ranks)) if both else None
     out["pixel_f1max"] = f1_max(labels, scores) if both else None
     background = case.background
+    components = []
+    for image in case.images:
+        numbers, count = ndimage.label(truth(image), np.ones((3, 3)))
+        parts = [image["anomaly_map"][numbers == k + 1].astype(np.float64) for k in range(count)]
+        components += [(scores, scores.size) for scores in parts]
+    areas = overlap_areas(np.concatenate(list(background.values())), components) if both else {}
+    out |= {f"aupro@{limit:g}": areas.get(limit) for limit in LIMITS}
     if not case.loco:
-        regions = []
-        for image in case.images:
-            numbers, count = ndimage.label(truth(image), np.ones((3, 3)))
-            parts = [image["anomaly_map"][numbers == k + 1].astype(np.float64) for k in range(count)]
-            regions += [(scores, scores.size) for scores in parts]
-        held = np.concatenate(list(background.values()))
-        areas = overlap_areas(held, regions) if both else {}
-        return out | {f"aupro@{limit:g}": areas.get(limit) for limit in LIMITS}
+        return out
     empty = np.empty(0)
     for kind in ("logical_anomalies", "structural_anomalies"):
         regions = [

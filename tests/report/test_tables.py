@@ -229,14 +229,16 @@ def test_counts_come_from_any_record(record) -> None:
 def test_drop_between_datasets(record) -> None:
     spec = suites.load("ensemble_thesis").table("E3")
     runs = [
-        record("patchcore@wrn50_10pct", c, image_auroc=0.95, pixel_auroc=0.9) for c in spec.columns[0].categories
+        record("patchcore@wrn50_10pct", c, **{"image_auroc": 0.95, "pixel_auroc": 0.9, "aupro@0.3": 0.9})
+        for c in spec.columns[0].categories
     ]
     loco = suites.load("ensemble_thesis").table("E1_image_auroc").columns[-1].categories
-    values = {"image_auroc": 0.7, "pixel_auroc": 0.6, "image_auroc/mean": 0.8}
+    values = {"image_auroc": 0.7, "pixel_auroc": 0.6, "image_auroc/mean": 0.8, "aupro@0.3": 0.5}
     runs += [record("patchcore@wrn50_10pct", c, dataset="mvtec_loco", **values) for c in loco]
     table = tables.build("ensemble_thesis", "E3", runs)
     assert cell_of(table, "PatchCore", "Image AUROC").value == pytest.approx(15.0)
     assert cell_of(table, "PatchCore", "Pixel AUROC").value == pytest.approx(30.0)
+    assert cell_of(table, "PatchCore", "AUPRO@0.3").value == pytest.approx(40.0)
     table = tables.build("ensemble_thesis", "E3", runs[:-1])
     assert cell_of(table, "PatchCore", "Image AUROC").value is None
 
