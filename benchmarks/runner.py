@@ -293,7 +293,7 @@ def _marks(job: Job, weights: dict[str, Any], notes: Sequence[str]) -> list[str]
         for mark, holds in (
             ("untrained", any(value == "untrained" for value in weights.values())),
             ("reduced", bool(notes)),
-            ("short", job.config.shortened),
+            ("short", job.config.short),
             ("modified", job.modified or job.textures == "embedded"),
         )
         if holds

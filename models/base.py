@@ -49,6 +49,11 @@ class Config:
     precision: Precision = "float32"  # of frozen backbones, and of our own networks in training; maps are float32
     shortened: bool = False  # the schedule is shorter than the paper's: every table marks the figure
 
+    @property
+    def short(self) -> bool:
+        """What the mark says; an ensemble is also short when one of its members is."""
+        return self.shortened
+
     def with_(self, **changes: Any) -> Config:
         return replace(self, **changes)
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import Config, Context, Detector, Images, ModelError, Prediction, Progress, no_progress
-from models.members import Member, build_members, fit_members, hold_out
+from models.members import Member, any_short, build_members, fit_members, hold_out
 from models.nn.pca import Covariance, loadings, positions, principal_components
 from models.nn.preprocess import Preprocess
 from models.nn.smooth import gaussian_smooth
@@ -55,6 +55,10 @@ class FeatureEnsembleConfig(Config):
     sigma: float = 4.0  # px at `size`, of the Gaussian that smooths the map, as SimpleNet; 0 for none
     holdout: float = 0.2  # not given to the members where the data have no validation split, see models.members
     keep_gb: float = 4.0  # memory for the members' training maps; what is beyond goes to a file
+
+    @property
+    def short(self) -> bool:
+        return self.shortened or any_short(self.members)
 
 
 # lr: of 2e-4, 5e-4 and 1e-3 the one with the lowest training loss on bottle, see results/measured/ensembles.md

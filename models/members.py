@@ -114,6 +114,11 @@ def parse_members(specs: Sequence[str], ensemble: str) -> list[tuple[str, str, C
     return found
 
 
+def any_short(specs: Sequence[str]) -> bool:
+    """Whether the schedule of one of the members is below its paper's."""
+    return any(config.short for _, _, config in parse_members(specs, "members"))
+
+
 def build_members(
     specs: Sequence[str], context: Context, ensemble: str, *, features: bool = False
 ) -> list[Member]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from models.base import Config, Context, Detector, Images, ModelError, Prediction, Progress, no_progress
 from models.feature_ensemble import CHUNK, SIX
-from models.members import build_members, fit_members, hold_out
+from models.members import any_short, build_members, fit_members, hold_out
 from models.nn.preprocess import Preprocess
 from models.nn.pseudo import pseudo_anomalies
 from models.nn.textures import EMBEDDED, Textures
@@ -44,6 +44,10 @@ class ScoreEnsembleConfig(Config):
     forest_grid: int = 64  # positions per side at which the forest judges maps
     pixels: int = 20_000  # drawn for the maps of forest and stacking, half of them anomalous
     textures: str | None = EMBEDDED  # folder of natural pictures for the artificial anomalies
+
+    @property
+    def short(self) -> bool:
+        return self.shortened or any_short(self.members)
 
 
 RESNET18 = {"members": ("patchcore@resnet18", "simplenet@resnet18", "ast@quick")}

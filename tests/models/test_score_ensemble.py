@@ -11,6 +11,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from models import registry
 from models.base import ModelError
 from models.nn.pseudo import KINDS, pseudo_anomalies
 from models.nn.textures import EMBEDDED, Textures
@@ -31,6 +32,14 @@ def table(normal: list[float], kind: str) -> torch.Tensor:
     ensemble = build(calibration=kind)
     ensemble.members = ensemble.members[:1]
     return ensemble._tables(torch.tensor(normal)[:, None])[0]
+
+
+@pytest.mark.parametrize(("spec", "short"), [
+    ("score_ensemble@mean", False), ("feature_ensemble@global_all", False), ("simplenet@wrn50", False),
+    ("score_ensemble@resnet18_mean", True), ("feature_ensemble@resnet18_global", True), ("simplenet@resnet18", True),
+])
+def test_an_ensemble_of_shortened_members_counts_as_shortened(spec: str, short: bool) -> None:
+    assert registry.config(spec).short is short
 
 
 @pytest.mark.parametrize("kind", ["ecdf", "zscore", "minmax"])
