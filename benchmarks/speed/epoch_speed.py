@@ -4,8 +4,8 @@
     python -m benchmarks.speed.epoch_speed dae@mse tsdn@quick rb_ae@quick --profile
 
 Random pictures of the method's size, one batch, three steps of which the first is left out; each in its own process.
-With --profile: what share of the three steps each kind of operation takes, to see whether the network or the data bound
-a training.
+With --profile: what share of such a training each kind of operation takes, to see whether the network or the data bound
+it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def measure(spec: str, precision: str, kept: bool, threads: int) -> dict[str, An
 
 
 def profile(spec: str, threads: int) -> dict[str, float]:
-    """Seconds by kind of operation of a training of STEPS steps per phase, and outside torch's operations."""
+    """Seconds by kind of operation of a training of STEPS steps per phase, with what follows it, and outside torch."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
@@ -71,15 +71,15 @@ def profile(spec: str, threads: int) -> dict[str, float]:
 
     reuse_memory()
     detector, pictures = prepare(spec, "float32", threads)
-    marks: list[float] = []
     with profiler(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
         start = time.perf_counter()
-        detector.fit(pictures, None, lambda done, total, /, **values: marks.append(time.perf_counter()))
+        detector.fit(pictures, None)
+        seconds = time.perf_counter() - start
     found = dict.fromkeys((*KINDS, "other tensor operations"), 0.0)
     for event in seen.key_averages():
         kind = next((k for k, parts in KINDS.items() if any(part in event.key for part in parts)), [*found][-1])
         found[kind] += event.self_cpu_time_total / 1e6
-    return found | {"outside torch": max(0.0, marks[-1] - start - sum(found.values())), "all": marks[-1] - start}
+    return found | {"outside torch": max(0.0, seconds - sum(found.values())), "all": seconds}
 
 
 def main() -> None:
