@@ -2,7 +2,8 @@
 
     python -m benchmarks.speed.defects_speed [--device cuda] [--only defects inference steps] [--pictures 83]
 
-Weights are random, which does not change the times. Medians; run it on an otherwise idle machine.
+Weights are random, which does not change the times. Freed memory is reused, as in the workers of the harness. Medians;
+run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from benchmarks.launchers.local import reuse_memory
+from benchmarks.speed.common import machine
 from models import registry
 from models.base import Context
 from models.nn import perlin
@@ -110,7 +113,8 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", default=["paper", "quick"], help="of the training steps")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    reuse_memory()
+    print(f"{device}; {machine()}")
     if "defects" in arguments.only:
         defects(device)
     if "inference" in arguments.only:
