@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,9 @@ from models.base import Config, Context, Detector, Images, ModelError, Predictio
 from models.members import Member, any_short, build_members, fit_members, hold_out
 from models.nn.pca import Covariance, loadings, positions, principal_components
 from models.nn.preprocess import Preprocess
+from models.nn.pseudo import pseudo_anomalies
 from models.nn.smooth import gaussian_smooth
+from models.nn.textures import EMBEDDED, Textures
 from models.nn.training import generator, key_of, own_random_state, train
 from models.registry import register
 from models.simplenet import Discriminator, noise_loss
@@ -44,7 +47,9 @@ class FeatureEnsembleConfig(Config):
     whiten: bool = False  # after PCA: every component to unit variance, instead of unit variance on average
     pca_positions: int = 100_000  # drawn over all training pictures
     adapter: bool = False  # a linear layer trained with the discriminator; the thesis puts q in the adapter's place
-    noise_std: float = 0.1  # of the fake features, in units of the joined features' mean standard deviation; open
+    # of the fake features, in units of the joined features' mean standard deviation; open in the thesis. Of several
+    # levels the one that finds artificial anomalies best is kept
+    noise_std: tuple[float, ...] = (0.1,)
     hidden: int = 1024  # of the discriminator, as SimpleNet
     margin: float = 0.5  # SimpleNet, section 3.4
     epochs: int = 160  # SimpleNet, section 4.1
@@ -55,6 +60,13 @@ class FeatureEnsembleConfig(Config):
     sigma: float = 4.0  # px at `size`, of the Gaussian that smooths the map, as SimpleNet; 0 for none
     holdout: float = 0.2  # not given to the members where the data have no validation split, see models.members
     keep_gb: float = 4.0  # memory for the members' training maps; what is beyond goes to a file
+    textures: str | None = EMBEDDED  # folder of natural pictures for the artificial anomalies that choose noise_std
+
+    def __post_init__(self) -> None:
+        if not self.noise_std or min(self.noise_std) <= 0 or len(set(self.noise_std)) < len(self.noise_std):
+            raise ModelError(
+                f"feature_ensemble: noise_std={self.noise_std}; give one level above 0, or several different ones"
+            )
 
     @property
     def short(self) -> bool:
@@ -103,6 +115,8 @@ class FeatureEnsemble(Detector):
     def fit(self, train_images: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
         """Members (fitted or reused), PCA on the training pictures, then the discriminator on all of them.
 
+        Of several `noise_std` each gets a discriminator, trained on the pictures that the members saw; the one with the
+        highest pixel AUROC on artificial anomalies in the others is kept (`noise_std`, `noise_quality` in the log).
         The log has the discriminator's loss, per member what was kept of it (`explained`, `loading`), and the members'
         own logs. Raises ModelError for a member that fails, and when more components are asked for than exist.
         """
@@ -126,21 +140,58 @@ class FeatureEnsemble(Detector):
         channels = joined.shape[1]
         self._build_head(channels)
 
-        def step(indices: Tensor, noise: torch.Generator) -> Tensor:
-            real = joined[indices.cpu()].to(context.device).float().permute(0, 2, 3, 1).reshape(-1, channels)
+        judges = self._judges(data.unseen) if len(config.noise_std) > 1 else None
+        learnt = sorted(set(range(len(joined))) - set(data.held)) if judges else range(len(joined))
+
+        def step(level: float, indices: Tensor, noise: torch.Generator) -> Tensor:
+            rows = torch.as_tensor(learnt)[indices.cpu()]
+            real = joined[rows].to(context.device).float().permute(0, 2, 3, 1).reshape(-1, channels)
             if config.adapter:
                 real = self.head["adapter"](real)
-            return noise_loss(self.head["discriminator"], real, config.noise_std, config.margin, noise)
+            return noise_loss(self.head["discriminator"], real, level, config.margin, noise)
 
-        optimizer = torch.optim.Adam(self.head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        trained = train(
-            step, {"head": self.head}, [optimizer], count=len(joined), batch=config.train_batch, epochs=config.epochs,
-            context=replace(context, scratch=context.scratch / "head" if context.scratch else None),
-            key=(key_of(config), log["members"].keys()), progress=lambda done, total, /, **values: progress(
-                total + done, 2 * total, **values
-            ),
-        )
-        return {**trained, **log, "channels": channels}
+        quality: dict[float, float] = {}
+        for i, level in enumerate(config.noise_std):
+
+            def second(done: int, total: int, /, i: int = i, **values: float) -> None:
+                progress(total + (i * total + done) // len(config.noise_std), 2 * total, **values)
+
+            self._build_head(channels)
+            optimizer = torch.optim.Adam(self.head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+            scratch = context.scratch / "head" / f"noise_{level}" if context.scratch else None
+            own = train(
+                partial(step, level), {"head": self.head}, [optimizer], count=len(learnt), batch=config.train_batch,
+                epochs=config.epochs, context=replace(context, scratch=scratch),
+                key=(key_of(config), log["members"].keys(), level), progress=second,
+            )
+            quality[level] = self._quality(*judges) if judges else 1.0
+            if quality[level] == max(quality.values()):
+                best, trained = {**own, "noise_std": level}, {k: v.clone() for k, v in self.head.state_dict().items()}
+        self.head.load_state_dict(trained)
+        if judges:
+            best["noise_quality"] = {f"{level:g}": round(value, 5) for level, value in quality.items()}
+        return {**best, **log, "channels": channels}
+
+    @torch.no_grad()
+    def _judges(self, unseen: Images) -> tuple[Tensor, np.ndarray]:
+        """Artificial anomalies made from `unseen`: joined features float16 [n, N, grid, grid], masks bool [n, h, w]."""
+        if not len(unseen):
+            raise ModelError(
+                "feature_ensemble: several noise levels are judged on artificial anomalies made from pictures that the "
+                "members have not seen, and there are none; set holdout above 0, or give one noise_std"
+            )
+        textures = Textures(self.config.textures or self.context.extras.get("textures"), self.preprocess.size)
+        made = list(pseudo_anomalies(unseen, textures, generator(self.context, "pseudo")))
+        joined = [self.joined(batch).half().cpu() for _, batch in _chunks([anomaly.picture for anomaly in made])]
+        return torch.cat(joined), np.stack([self.preprocess.mask(anomaly.mask) for anomaly in made])
+
+    @torch.no_grad()
+    def _quality(self, joined: Tensor, masks: np.ndarray) -> float:
+        """Pixel AUROC of the discriminator on the artificial anomalies."""
+        from sklearn.metrics import roc_auc_score
+
+        maps = [self._judged(part.to(self.context.device).float())[0].cpu() for part in joined.split(CHUNK)]
+        return float(roc_auc_score(masks.ravel(), torch.cat(maps).numpy().ravel()))
 
     def _build_head(self, channels: int) -> None:
         with own_random_state(self.context, "head"):
@@ -155,13 +206,16 @@ class FeatureEnsemble(Detector):
     @torch.no_grad()
     def predict(self, batch: Images) -> Prediction:
         """Map: minus the discriminator's output, upsampled and smoothed. Score: its largest value over positions."""
-        joined = self.joined(batch)
+        return Prediction(*self._judged(self.joined(batch)))
+
+    def _judged(self, joined: Tensor) -> tuple[Tensor, Tensor]:
+        """Joined features [B, N, grid, grid] -> maps [B, size, size] and scores [B]."""
         vectors = joined.permute(0, 2, 3, 1).flatten(0, 2)
         if self.config.adapter:
             vectors = self.head["adapter"](vectors)
-        cells = -self.head["discriminator"](vectors).view(len(batch), 1, *joined.shape[-2:])
+        cells = -self.head["discriminator"](vectors).view(len(joined), 1, *joined.shape[-2:])
         maps = F.interpolate(cells, self.preprocess.output, mode="bilinear", align_corners=False)[:, 0]
-        return Prediction(gaussian_smooth(maps, self.config.sigma), cells.flatten(1).amax(1))
+        return gaussian_smooth(maps, self.config.sigma), cells.flatten(1).amax(1)
 
     @torch.no_grad()
     def joined(self, batch: Images) -> Tensor:

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
-from models import registry
+from models import feature_ensemble, registry
 from models.base import Context, ModelError
 from models.feature_ensemble import Block, FeatureEnsemble, FeatureEnsembleConfig, MapStore, kept_maps, spread, to_grid
 from models.members import build_members, fit_members, hold_out
+from models.nn import training
 from models.nn.preprocess import Preprocess
 from models.weights import WeightStore
 from tests.conftest import picture
@@ -224,6 +225,30 @@ def test_finds_spots_and_comes_back_from_its_state(settings: dict, tmp_path: Pat
     torch.testing.assert_close(again.predict(test).anomaly_map, found.anomaly_map)
 
 
+@pytest.mark.parametrize("validation", [None, 6])
+def test_of_several_noise_levels_the_one_that_finds_artificial_anomalies_is_kept(
+    validation: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels, train, counts = (1e-4, 0.3, 0.1), pictures(20), []
+
+    def counted(*parts: Any, count: int, **named: Any) -> dict[str, Any]:
+        counts.append(count)
+        return training.train(*parts, count=count, **named)
+
+    monkeypatch.setattr(feature_ensemble, "train", counted)
+    extra = pictures(validation, seed=9) if validation else None
+    shared: dict = {}
+    torch.manual_seed(0)
+    ensemble = FeatureEnsemble(dataclasses.replace(CONFIG, noise_std=levels), context(shared))
+    log = ensemble.fit(train, extra)
+    qualities = {float(level): value for level, value in log["noise_quality"].items()}
+    assert set(qualities) == set(levels) and log["noise_std"] == max(qualities, key=qualities.get)
+    assert qualities[1e-4] < qualities[log["noise_std"]] - 0.02  # fakes that cannot be told from normal teach nothing
+    joined, masks = ensemble._judges(extra or hold_out(train, None, 0.2, context()).unseen)
+    assert ensemble._quality(joined, masks) == pytest.approx(qualities[log["noise_std"]], abs=1e-5)  # its head is back
+    assert counts == [20 if extra else 16] * 3  # held-back pictures judge and are not learnt from
+
+
 @pytest.mark.parametrize(("members", "message"), [
     (("fake_maps@one",), "at least two members, got only 'fake_maps@one'"),
     ((), "at least two members, got none"),
@@ -247,6 +272,11 @@ def test_wrong_numbers_are_refused() -> None:
         fitted(context(), block="independent", member_maps=(3, 3))
     with pytest.raises(ModelError, match=r"holdout=1\.0 must be"):
         fitted(context(), holdout=1.0)
+    for wrong in ((), (0.0,), (0.1, -1.0), (0.1, 0.1)):
+        with pytest.raises(ModelError, match="give one level above 0, or several different ones"):
+            fitted(context(), noise_std=wrong)
+    with pytest.raises(ModelError, match=r"members have not seen, and there are none; set holdout above 0"):
+        fitted(context(), noise_std=(0.1, 0.2), holdout=0.0)
     with pytest.raises(ModelError, match="no training pictures"):
         FeatureEnsemble(CONFIG, context()).fit([], None)
 
