@@ -174,7 +174,10 @@ class FeatureEnsemble(Detector):
 
     @torch.no_grad()
     def _judges(self, unseen: Images) -> tuple[Tensor, np.ndarray]:
-        """Artificial anomalies made from `unseen`: joined features float16 [n, N, grid, grid], masks bool [n, h, w]."""
+        """Artificial anomalies made from `unseen`: joined features float32 [n, N, grid, grid], masks bool [n, h, w].
+
+        Not in half precision: the squared differences of AST on an anomaly do not fit.
+        """
         if not len(unseen):
             raise ModelError(
                 "feature_ensemble: several noise levels are judged on artificial anomalies made from pictures that the "
@@ -182,7 +185,7 @@ class FeatureEnsemble(Detector):
             )
         textures = Textures(self.config.textures or self.context.extras.get("textures"), self.preprocess.size)
         made = list(pseudo_anomalies(unseen, textures, generator(self.context, "pseudo")))
-        joined = [self.joined(batch).half().cpu() for _, batch in _chunks([anomaly.picture for anomaly in made])]
+        joined = [self.joined(batch).cpu() for _, batch in _chunks([anomaly.picture for anomaly in made])]
         return torch.cat(joined), np.stack([self.preprocess.mask(anomaly.mask) for anomaly in made])
 
     @torch.no_grad()
@@ -190,8 +193,10 @@ class FeatureEnsemble(Detector):
         """Pixel AUROC of the discriminator on the artificial anomalies."""
         from sklearn.metrics import roc_auc_score
 
-        maps = [self._judged(part.to(self.context.device).float())[0].cpu() for part in joined.split(CHUNK)]
-        return float(roc_auc_score(masks.ravel(), torch.cat(maps).numpy().ravel()))
+        maps = torch.cat([self._judged(part.to(self.context.device))[0].cpu() for part in joined.split(CHUNK)])
+        if not torch.isfinite(maps).all():
+            raise ModelError("feature_ensemble: the map of an artificial anomaly is not finite; check the members' maps")
+        return float(roc_auc_score(masks.ravel(), maps.numpy().ravel()))
 
     def _build_head(self, channels: int) -> None:
         with own_random_state(self.context, "head"):

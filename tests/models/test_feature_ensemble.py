@@ -246,6 +246,7 @@ def test_of_several_noise_levels_the_one_that_finds_artificial_anomalies_is_kept
     assert qualities[1e-4] < qualities[log["noise_std"]] - 0.02  # fakes that cannot be told from normal teach nothing
     joined, masks = ensemble._judges(extra or hold_out(train, None, 0.2, context()).unseen)
     assert ensemble._quality(joined, masks) == pytest.approx(qualities[log["noise_std"]], abs=1e-5)  # its head is back
+    assert joined.dtype == torch.float32  # values far above float16's range are what anomalies can give
     assert counts == [20 if extra else 16] * 3  # held-back pictures judge and are not learnt from
 
 
