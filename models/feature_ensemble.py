@@ -195,7 +195,7 @@ class FeatureEnsemble(Detector):
 
         maps = torch.cat([self._judged(part.to(self.context.device))[0].cpu() for part in joined.split(CHUNK)])
         if not torch.isfinite(maps).all():
-            raise ModelError("feature_ensemble: the map of an artificial anomaly is not finite; check the members' maps")
+            raise ModelError("feature_ensemble: a map of an artificial anomaly is not finite; check the members' maps")
         return float(roc_auc_score(masks.ravel(), maps.numpy().ravel()))
 
     def _build_head(self, channels: int) -> None:

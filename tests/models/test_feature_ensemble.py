@@ -246,8 +246,21 @@ def test_of_several_noise_levels_the_one_that_finds_artificial_anomalies_is_kept
     assert qualities[1e-4] < qualities[log["noise_std"]] - 0.02  # fakes that cannot be told from normal teach nothing
     joined, masks = ensemble._judges(extra or hold_out(train, None, 0.2, context()).unseen)
     assert ensemble._quality(joined, masks) == pytest.approx(qualities[log["noise_std"]], abs=1e-5)  # its head is back
-    assert joined.dtype == torch.float32  # values far above float16's range are what anomalies can give
     assert counts == [20 if extra else 16] * 3  # held-back pictures judge and are not learnt from
+
+
+def test_noise_levels_are_judged_where_anomalies_give_huge_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AST's squared differences on an anomaly are far beyond half precision, in which training features are kept."""
+    cls, normal = registry.method_class("fake_maps"), {p.tobytes() for p in pictures(20)}
+    plain = cls.feature_maps
+
+    def huge(self: Any, batch: list[np.ndarray]) -> list[torch.Tensor]:
+        gain = torch.tensor([1.0 if p.tobytes() in normal else 1e8 for p in batch])[:, None, None, None]
+        return [m * gain for m in plain(self, batch)]
+
+    monkeypatch.setattr(cls, "feature_maps", huge)
+    _, log = fitted(context(), noise_std=(0.1, 0.3))
+    assert len(log["noise_quality"]) == 2
 
 
 @pytest.mark.parametrize(("members", "message"), [
