@@ -18,8 +18,8 @@ DEMO_PRESET = "demo"
 
 def execute(args: argparse.Namespace) -> int:
     """Run a parsed command; wrong use ends in one line and exit code 2, never in a traceback."""
-    from benchmarks.report.pool import ReportError
-    from benchmarks.report.suites import SuiteError
+    from benchmarks.report.numbers.pool import ReportError
+    from benchmarks.report.numbers.suites import SuiteError
     from datasets.base import DatasetError
     from models.base import ModelError
 
@@ -65,7 +65,7 @@ def _list(args: argparse.Namespace) -> int:
         headers = ["dataset", "categories", f"under {args.data_root}"]
         print(tabulate(rows, headers=headers, maxcolwidths=[None, None, 90]))
     else:
-        from benchmarks.report import suites
+        from benchmarks.report.numbers import suites
 
         rows = [[f"{s.paper}/{t.name}", t.title] for s in suites.all() for t in s.tables]
         print(tabulate(rows, headers=["table", "content"]))
@@ -151,7 +151,7 @@ def _say(text: str) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from benchmarks.plan import make_plan
-    from benchmarks.report import tables
+    from benchmarks.report.numbers import tables
 
     plan = make_plan(
         args.methods, args.datasets, _options(args), categories=args.categories,
@@ -184,7 +184,7 @@ def _demo(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from benchmarks.plan import Options, make_plan
-    from benchmarks.report import tables
+    from benchmarks.report.numbers import tables
     from datasets import demo
     from models import registry
 
@@ -207,7 +207,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 def _reproduce(args: argparse.Namespace) -> int:
     from benchmarks import reproduce
-    from benchmarks.report import tables
+    from benchmarks.report.numbers import tables
 
     papers, options = reproduce.papers(args.paper), _options(args)
     plan, said = reproduce.make_plan(
@@ -236,7 +236,7 @@ def _reproduce(args: argparse.Namespace) -> int:
         if len(papers) == 1 and not args.no_run:
             print(tables.suite_text(paper, records, only=args.table, quick=quick))
     if args.keep_maps:
-        from benchmarks.report import drawn
+        from benchmarks.report.drawings import drawn
 
         out = Path(args.results) / "figures"
         own = [record for job in plan.jobs if (record := store.load(job)) is not None]
@@ -258,7 +258,7 @@ def _records(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _table(args: argparse.Namespace) -> int:
     from benchmarks import reproduce
-    from benchmarks.report import tables
+    from benchmarks.report.numbers import tables
 
     paper, _, table = args.table.partition("/")
     records = [*_records(args), *reproduce.counted([paper], table, args.data_root)]
@@ -267,8 +267,8 @@ def _table(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from benchmarks.report import compare
-    from benchmarks.report.pool import pool
+    from benchmarks.report.numbers import compare
+    from benchmarks.report.numbers.pool import pool
     from models import registry
 
     specs = ["@".join(registry.parse(m)) for m in args.methods]
@@ -284,7 +284,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from benchmarks.report import html
+    from benchmarks.report.pages import html
 
     out = args.out or Path(args.results) / "report"
     store = Store(Path(args.results))
@@ -313,7 +313,7 @@ def _samples(args: argparse.Namespace, dataset: str, category: str) -> dict[str,
 
 def _figure(args: argparse.Namespace) -> int:
     """Figures of stored units: grids as in the papers, curves, histograms, losses, heat tables."""
-    from benchmarks.report import drawn
+    from benchmarks.report.drawings import drawn
     from models import registry
 
     specs = ["@".join(registry.parse(m)) for m in args.methods]
@@ -354,7 +354,7 @@ def _overlays(
     import numpy as np
     import tifffile
 
-    from benchmarks.report import drawn, figures
+    from benchmarks.report.drawings import drawn, figures
     from datasets.images import decode, decode_mask
 
     maps = Path(args.results) / "maps"

@@ -15,7 +15,8 @@ from benchmarks.store import Store
 from benchmarks.units import Job, Protocol, Unit, UsageError, config_dict, digest, metric_size
 from datasets.base import Category, DatasetError
 from models import registry
-from models.base import Config, ModelError
+from models.base import Config
+from models.errors import ModelError, near
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def make_plan(
         known = sorted({c for dataset in wanted for c in datasets.find(dataset, options.data_root)})
         first = sorted(unknown)[0]
         raise UsageError(
-            f"unknown category {first!r}{registry.near(first, known)}; under {options.data_root} there are: "
+            f"unknown category {first!r}{near(first, known)}; under {options.data_root} there are: "
             f"{', '.join(known) or 'none'}"
         )
     return plan_units(combinations, options, seeds, absent)
@@ -198,7 +199,7 @@ def _config_hash(method: str, config: Config) -> str:
     members = getattr(config, "members", ())
     if not members:
         return digest([method, config_dict(config)])
-    from models.members import parse_members
+    from models.ensembles.members import parse_members
 
     try:
         parts = [[spec, config_dict(member)] for spec, _, member in parse_members(members, method)]

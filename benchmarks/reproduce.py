@@ -9,9 +9,9 @@ from typing import Any
 import datasets
 from benchmarks.metrics import VERSION
 from benchmarks.plan import Options, Plan, plan_units
-from benchmarks.report import suites
-from benchmarks.report.pool import FILES
-from benchmarks.report.suites import ANY
+from benchmarks.report.numbers import suites
+from benchmarks.report.numbers.pool import FILES
+from benchmarks.report.numbers.suites import ANY
 from benchmarks.store import SCHEMA, Store
 from benchmarks.units import UsageError, metric_size
 from datasets.base import DatasetError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,20 +61,3 @@ class Category:
     defects: tuple[Defect, ...] = ()
     notes: tuple[str, ...] = ()  # departures from the official data ('test good: 40 of 94'): tables mark the figure
     extras: dict[str, Any] = field(default_factory=dict)
-
-
-class Pictures(Sequence[np.ndarray]):
-    """The pictures of some samples as uint8 [H, W, 3], decoded on access; satisfies `models.base.Images`."""
-
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self.samples = tuple(samples)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index):  # type: ignore[override]
-        from datasets.images import decode
-
-        if isinstance(index, slice):
-            return type(self)(self.samples[index])
-        return decode(self.samples[index].path)

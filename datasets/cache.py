@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from datasets.base import DatasetError, Pictures, Sample
-from datasets.images import decode, picture_size
+from datasets.base import DatasetError, Sample
+from datasets.images import Pictures, decode, picture_size
 
 VERSION = 1  # raise it when decoding or the file's form changes
 SUFFIX = ".pixels"

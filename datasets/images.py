@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from datasets.base import DatasetError
+from datasets.base import DatasetError, Sample
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # nothing else is tried: other decoders are no one's need and a risk
@@ -125,3 +126,18 @@ def picture_size(path: Path) -> tuple[int, int]:
             return image.size
     except Exception:
         return 0, 0
+
+
+class Pictures(Sequence[np.ndarray]):
+    """The pictures of some samples as uint8 [H, W, 3], decoded on access; satisfies `models.base.Images`."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = tuple(samples)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index):  # type: ignore[override]
+        if isinstance(index, slice):
+            return type(self)(self.samples[index])
+        return decode(self.samples[index].path)

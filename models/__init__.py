@@ -1,1 +1,1 @@
-"""Detectors: the registry, the base class, weights, and one file per method."""
+"""Detectors: the base class, the registry, weights and the feature cache; methods lie in rooms by kind."""

@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
+from models.errors import ModelError
+
 if TYPE_CHECKING:
     import torch
 
     from models.nn.preprocess import Preprocess
     from models.weights import WeightStore
 
+__all__ = [
+    "Config", "Context", "Detector", "Images", "ModelError", "Precision", "Prediction", "Progress", "no_progress",
+]
+
 Images = Sequence[np.ndarray]
 """Pictures decoded to uint8 [H, W, 3], read on access; sizes may differ within one sequence."""
-
-
-class ModelError(ValueError):
-    """A method cannot be built or fitted as asked. The message says what was wrong and what to do."""
 
 
 class Progress(Protocol):

@@ -19,6 +19,10 @@ from models.nn.memory import available, in_parts, note
 from models.nn.preprocess import Preprocess
 from models.weights import IGNORED, TORCHVISION, WeightStore, load_into
 
+RESNET18 = "resnet18.tv_in1k"
+WIDE50 = "wide_resnet50_2.tv_in1k"
+STAGES = ("layer1", "layer2", "layer3")
+
 CHUNK = 8  # pictures per pass; fixed, because the cache may only share what was computed in the same batches
 CHANNELS_LAST = ("cuda",)  # devices whose convolutions are faster with channels last
 PRECISIONS = ("float32", "bf16")

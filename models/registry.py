@@ -1,6 +1,6 @@
 """The registry: which methods exist, with which presets, and where their code lives.
 
-Names and presets are read from the source of `models/*.py`, and of a folder named by the environment variable
+Names and presets are read from the source of the rooms for methods, and of a folder named by the environment variable
 BENCH_METHODS, without importing it, so that listing is instant; a method's file is imported when it is built. A name
 used twice is an error; an unknown name suggests near ones.
 """
@@ -8,7 +8,6 @@ used twice is an error; an unknown name suggests near ones.
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import os
 import sys
@@ -18,9 +17,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from models.base import Config, Detector, ModelError
+from models.base import Config, Detector
+from models.errors import ModelError, near
 
 HERE = Path(__file__).parent
+ROOMS = ("baselines", "papers", "ensembles")
+GENERIC = "models.baselines.anomalib_generic"  # the module behind every name `anomalib/<model>`
 _classes: dict[str, type[Detector]] = {}
 _presets: dict[str, Mapping[str, Config]] = {}
 D = TypeVar("D", bound=type[Detector])
@@ -65,7 +67,7 @@ def entries() -> dict[str, Entry]:
         raise ModelError(f"BENCH_METHODS={own}: not a directory; name the folder with your method files, or unset it")
     if own and own not in sys.path:
         sys.path.append(own)
-    for path in [*sorted(HERE.glob("*.py")), *(sorted(Path(own).glob("*.py")) if own else [])]:
+    for path in [*(p for room in ROOMS for p in sorted((HERE / room).glob("*.py"))), *_own(own)]:
         source = path.read_text(encoding="utf-8")
         if "@register(" not in source:
             continue
@@ -86,9 +88,13 @@ def entries() -> dict[str, Entry]:
     return dict(sorted(found.items()))
 
 
+def _own(folder: str | None) -> list[Path]:
+    return sorted(Path(folder).glob("*.py")) if folder else []
+
+
 def _decorations(node: ast.ClassDef, path: Path) -> list[Entry]:
     found = []
-    module = f"models.{path.stem}" if path.parent == HERE else path.stem
+    module = f"models.{path.parent.name}.{path.stem}" if path.parent.parent == HERE else path.stem
     for call in node.decorator_list:
         if not (isinstance(call, ast.Call) and getattr(call.func, "id", "") == "register" and call.args):
             continue
@@ -126,18 +132,10 @@ def parse(spec: str) -> tuple[str, str]:
     return name, preset or known[name].presets[0]
 
 
-def near(word: str, known: Any) -> str:
-    """', did you mean ...?' for the closest known words, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
-    return f", did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
-
-
 def method_class(name: str) -> type[Detector]:
     """The detector class of a method name; imports its file."""
     if name.startswith("anomalib/"):
-        from models.anomalib_adapters import generic
-
-        return generic(name.removeprefix("anomalib/"))
+        return importlib.import_module(GENERIC).detector_class(name.removeprefix("anomalib/"))
     parse(name)
     if name not in _classes:
         importlib.import_module(entries()[name].module)

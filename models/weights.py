@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.base import ModelError
+from models.errors import ModelError
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 IGNORED = "num_batches_tracked"  # a counter of batch norm that inference never reads; older files lack it

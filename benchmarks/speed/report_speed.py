@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.report import html, suites, tables
+from benchmarks.report.numbers import suites, tables
+from benchmarks.report.pages import html
 from benchmarks.store import SCHEMA, Store
 from datasets.catalog import OFFICIAL
 

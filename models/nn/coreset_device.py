@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from models.base import Progress
-from models.nn.coreset import leading
+from models.nn.leading import leading
 
 STEPS = 256  # selections in a block
 FIRST = 16  # selections in the first block; bounds spare little before

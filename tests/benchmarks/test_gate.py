@@ -62,15 +62,15 @@ def swap_channels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def take_other_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    import models.patchcore
+    import models.baselines.patchcore
 
-    plain = models.patchcore.backbone
-    monkeypatch.setattr(models.patchcore, "backbone",
+    plain = models.baselines.patchcore.backbone
+    monkeypatch.setattr(models.baselines.patchcore, "backbone",
                         lambda name, layers, *args, **more: plain(name, ("layer3", "layer4"), *args, **more))
 
 
 def score_by_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    from models.patchcore import PatchCore
+    from models.baselines.patchcore import PatchCore
 
     monkeypatch.setattr(PatchCore, "_image_score", lambda self, patch_scores, nearest, rows: patch_scores.mean(1))
 

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from datasets import cache
-from datasets.base import DatasetError, Pictures, Sample
+from datasets.base import DatasetError, Sample
 from datasets.cache import SUFFIX, CachedPictures, cached
+from datasets.images import Pictures
 from datasets.layouts import fingerprint, scan
 from tests.conftest import make_mvtec
 from tests.datasets.conftest import put

@@ -11,7 +11,8 @@ import pytest
 
 import datasets
 from datasets import demo, flat_connector
-from datasets.base import Category, Channel, Pictures
+from datasets.base import Category, Channel
+from datasets.images import Pictures
 from datasets.layouts import truth
 
 

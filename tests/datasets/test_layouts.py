@@ -13,7 +13,8 @@ from PIL import Image
 
 import datasets
 from datasets import layouts
-from datasets.base import DatasetError, Pictures
+from datasets.base import DatasetError
+from datasets.images import Pictures
 from datasets.layouts import fingerprint, layout_of, scan, truth
 from tests.datasets.conftest import DEFECTS, put
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from benchmarks.metrics import auroc
-from benchmarks.report import arrays as stored
-from benchmarks.report import charts, drawn, html
-from benchmarks.report.pool import ReportError
+from benchmarks.report.drawings import charts, drawn
+from benchmarks.report.numbers import arrays as stored
+from benchmarks.report.numbers.pool import ReportError
+from benchmarks.report.pages import html
 from tests.report.conftest import make_record
 from tests.report.test_html import HOSTILE, store
 

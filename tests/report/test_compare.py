@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from scipy import stats
 
-from benchmarks.report import compare
-from benchmarks.report.pool import ReportError, pool
+from benchmarks.report.numbers import compare
+from benchmarks.report.numbers.pool import ReportError, pool
 
 CATEGORIES = ("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather")
 A = (0.95, 0.90, 0.85, 0.99, 0.70, 0.80, 1.0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.report import figures
+from benchmarks.report.drawings import figures
 
 
 def _example(peak: float) -> figures.Example:
@@ -103,8 +103,9 @@ def test_nothing_to_show_is_an_error(tmp_path: Path) -> None:
 
 def test_imports_are_lazy() -> None:
     code = (
-        "import sys, benchmarks.report.tables, benchmarks.report.suites, benchmarks.report.figures, "
-        "benchmarks.report.compare; benchmarks.report.suites.all(); "
+        "import sys, benchmarks.report.numbers.tables, benchmarks.report.numbers.suites; "
+        "import benchmarks.report.drawings.figures; import benchmarks.report.numbers.compare; "
+        "benchmarks.report.numbers.suites.all(); "
         "bad = {'torch', 'matplotlib', 'scipy', 'models', 'datasets'} & set(sys.modules); "
         "sys.exit(str(bad) if bad else 0)"
     )

@@ -17,8 +17,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from benchmarks.report import html
-from benchmarks.report.pool import ReportError
+from benchmarks.report.numbers.pool import ReportError
+from benchmarks.report.pages import html
 from tests.report.conftest import make_record
 
 HOSTILE = "<script>document.title='pwned'</script>"
@@ -143,7 +143,7 @@ def test_provenance_is_one_click_away(report: Path) -> None:
 
 
 def test_worst_misses_first(tmp_path: Path) -> None:
-    from benchmarks.report.units import worst
+    from benchmarks.report.pages.units import worst
 
     record = store(tmp_path, [make_record(image_auroc=0.5)])[0]
     path = Path(record["path"]).with_suffix(".npz")
@@ -217,7 +217,8 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from benchmarks.provenance import peak_memory
-from benchmarks.report import html, tables
+from benchmarks.report.pages import html
+from benchmarks.report.numbers import tables
 root = Path(sys.argv[1])
 records = [{**json.loads(p.read_text()), "path": str(p)} for p in sorted((root / "runs").rglob("*.json"))]
 html.write(root / "report", records, results=root)

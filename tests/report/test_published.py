@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report import published, suites, tables
+from benchmarks.report.numbers import published, suites, tables
 
 CELLS = {
     ("gen_encdec", "I"): 108, ("gen_encdec", "II"): 90, ("gen_encdec", "III"): 4, ("dae_cae", "1"): 90,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.report import suites
+from benchmarks.report.numbers import suites
 from datasets.catalog import OFFICIAL, TEXTURES
 from tests.conftest import Cli, make_mvtec
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report import render, suites, tables
-from benchmarks.report.tables import Cell, ReportError, Table
+from benchmarks.report.numbers import suites, tables
+from benchmarks.report.numbers.tables import Cell, ReportError, Table
+from benchmarks.report.text import render
 
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
 

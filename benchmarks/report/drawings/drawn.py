@@ -1,0 +1,140 @@
+"""Figures of stored units as PNG: curves of several methods in one picture, score histograms, losses, heat tables."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.report.drawings import figures
+from benchmarks.report.drawings.charts import PRO, SPRO
+from benchmarks.report.numbers.anything import metric_name
+from benchmarks.report.numbers.arrays import arrays_of, image_rocs, losses, map_curves, scores_by_kind, watched
+from benchmarks.report.numbers.pool import Pool, Record, ReportError, check_protocols, pool
+
+CURVES = {  # kind -> (how `figures.curves` draws it, default limit, words)
+    "roc": ("roc", None, "image scores"), "pixel_roc": ("roc", None, "pixels"), "pro": ("pro", PRO, "PRO"),
+    "spro": ("spro", SPRO, "sPRO"),
+}
+KINDS = ("overlay", "roc", "pixel_roc", "pro", "spro", "scores", "loss", "watch", "heat")
+
+
+def draw(
+    kinds: Iterable[str], records: Sequence[Record], out: Path, *, metric: str | None = None,
+    limit: float | None = None, mixed: bool = False,
+) -> list[Path]:
+    """Write the figures of each kind into `out`; returns their paths, in which nothing stands twice.
+
+    kinds: of KINDS but 'overlay', which needs pictures and is not made from records. Curves show all methods and seeds
+    of a category in one figure; 'scores', 'loss' and 'watch' are one figure a unit; 'heat' one a dataset. metric: what
+    'heat' shows. limit: false positive rate up to which PRO (0.3) and sPRO (0.05) are shaded.
+    Raises ReportError for records of several protocols unless `mixed`.
+    """
+    found = pool(records)
+    check_protocols([r for rivals in found.rivals.values() for r in rivals], mixed)
+    chosen = [record for key in sorted(found.units) for _, record in sorted(found.units[key].items())]
+    made: list[Path] = []
+    for kind in kinds:
+        if kind in CURVES:
+            made += _curves(kind, chosen, out, limit)
+        elif kind == "heat":
+            made += _heat(found, out, metric)
+        else:
+            one = {"scores": _scores, "loss": _loss, "watch": _watch}[kind]
+            made += [path for record in chosen if (path := one(record, out)) is not None]
+    return made
+
+
+def file_name(*parts: object, suffix: str = ".png") -> str:
+    """A name that every file system takes, whatever the parts contain; other parts give another name."""
+    text = "-".join(map(str, parts))
+    plain = re.sub(r"[^\w.@-]+", "_", text)[:120]
+    return plain + ("" if plain == text else f"-{hashlib.sha256(text.encode()).hexdigest()[:6]}") + suffix
+
+
+def _curves(kind: str, records: Sequence[Record], out: Path, limit: float | None) -> list[Path]:
+    name, default, shown = CURVES[kind]
+    axis = "tpr" if name == "roc" else name
+    places: dict[tuple[str, str, str], list[dict]] = {}
+    seeds = Counter((_spec(r), r["unit"]["dataset"], r["unit"]["category"]) for r in records)
+    for record in records:
+        unit, label = record["unit"], _spec(record)
+        if seeds[label, unit["dataset"], unit["category"]] > 1:
+            label += f", seed {unit['seed']}"
+        for part, curve in _of_kind(kind, arrays_of(record)).items():
+            places.setdefault((unit["dataset"], unit["category"], part), []).append(
+                {"label": label, "fpr": curve[0], axis: curve[1]}
+            )
+    end = (default if limit is None else limit) if default else None
+    return [
+        figures.curves(
+            items, out / file_name(kind, dataset, category, *([part] if part else [])), kind=name, limit=end,
+            title=f"{dataset} {category}, {shown}" + (f", {part}" if part else ""),
+        )
+        for (dataset, category, part), items in places.items()
+    ]
+
+
+def _of_kind(kind: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Curves [2, n] by part: '' or LOCO's kinds of defects."""
+    if kind == "roc":
+        return image_rocs(arrays)
+    maps = map_curves(arrays)
+    if kind == "spro":
+        return {name.partition("/")[2]: curve for name, curve in maps.items() if name.startswith("spro/")}
+    stored = {"pixel_roc": "pixel", "pro": "pro"}[kind]
+    return {"": maps[stored]} if stored in maps else {}
+
+
+def _scores(record: Record, out: Path) -> Path | None:
+    scores = scores_by_kind(arrays_of(record))
+    return figures.histogram(scores, out / _name("scores", record), title=_title(record)) if scores else None
+
+
+def _loss(record: Record, out: Path) -> Path | None:
+    series = losses(record, arrays_of(record), all_series=True)
+    return figures.losses(series, out / _name("loss", record), title=_title(record)) if series else None
+
+
+def _watch(record: Record, out: Path) -> Path | None:
+    log = watched(record)
+    if log is None:
+        return None
+    done, series = log
+    return figures.over_training(100 * done, series, out / _name("watch", record), title=_title(record))
+
+
+def _heat(found: Pool, out: Path, metric: str | None) -> list[Path]:
+    made = []
+    for dataset in sorted({key[2] for key in found.units}):
+        units = {key: seeds for key, seeds in found.units.items() if key[2] == dataset}
+        have = {name for seeds in units.values() for record in seeds.values() for name in record["metrics"]}
+        name = metric or ("image_auroc/mean" if "image_auroc/mean" in have else "image_auroc")
+        values: dict[str, dict[str, float | None]] = {}
+        for key, seeds in sorted(units.items()):
+            single = [record["metrics"].get(name) for record in seeds.values()]
+            mean = 100 * sum(single) / len(single) if None not in single else None
+            values.setdefault(f"{key[0]}@{key[1]}", {})[key[3]] = mean
+        if not any(v is not None for row in values.values() for v in row.values()):
+            raise ReportError(f"no record on {dataset} has the metric {name!r}; it has {', '.join(sorted(have))}")
+        title = f"{' '.join(part for part in metric_name(name) if part)} (%), {dataset}"
+        made.append(figures.heat_table(values, out / file_name("heat", dataset, name), title=title))
+    return made
+
+
+def _spec(record: Record) -> str:
+    return f"{record['unit']['method']}@{record['unit']['preset']}"
+
+
+def _title(record: Record) -> str:
+    unit = record["unit"]
+    return f"{_spec(record)}, {unit['dataset']} {unit['category']}, seed {unit['seed']}"
+
+
+def _name(kind: str, record: Record) -> str:
+    unit = record["unit"]
+    return file_name(kind, _spec(record), unit["dataset"], unit["category"], f"seed{unit['seed']}")

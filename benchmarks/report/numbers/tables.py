@@ -1,0 +1,383 @@
+"""Tables with published and measured figures side by side, from records and published numbers.
+
+`build(paper, table, records)` gives a table of a paper, `generic(records)` tables of whatever was run. Marks and means
+come from unrounded numbers. A mean over fewer categories than its row asks for is missing, and stands on a line of its
+own that says over how many it goes. `benchmarks.report.text.render` writes the formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report.numbers import anything, suites
+from benchmarks.report.numbers.cells import MARKS, Cell, make
+from benchmarks.report.numbers.pool import Pool, ReportError, check_protocols, pool, protocol_of, size_text
+from benchmarks.report.numbers.suites import ANY, WHATEVER, Line, TableSpec
+
+__all__ = [
+    "Cell",
+    "ReportError",
+    "Table",
+    "build",
+    "generic",
+    "overview",
+    "render",
+    "suite_tables",
+    "suite_text",
+    "write_suite",
+]
+
+PUBLISHED_MARKS = {
+    "mismatch": ("!", "printed figure that does not follow from the others in its table"),
+    "second_hand": ("°", "published figure known at second hand only"),
+}
+RANKS = (
+    "best and second among the published, and among the measured figures, decided before rounding; after a tie for "
+    "best the underline goes to the next lower value"
+)
+
+
+@dataclass
+class Table:
+    """rows x columns of cells, with what stands below: a legend of the marks used and notes."""
+
+    spec: TableSpec
+    rows: list[Line]
+    columns: list[Line]
+    cells: list[list[Cell]]
+    legend: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def id(self) -> str:
+        """'rb_ae/II'."""
+        return f"{self.spec.paper}/{self.spec.name}"
+
+    def sub_columns(self, j: int) -> tuple[str, ...]:
+        """What column j shows: 'published', 'measured', 'difference'; one of the first two where nothing has both."""
+        cells = [row[j] for row in self.cells]
+        if any(c.printed is not None and c.state for c in cells):
+            return ("published", "measured", "difference")
+        return ("measured",) if any(c.state for c in cells) else ("published",)
+
+
+def build(
+    paper: str,
+    table: str,
+    records: Iterable[Any],
+    *,
+    mixed: bool = False,
+    metric_size: str | int | None = None,
+    quick: bool | None = None,
+) -> Table:
+    """A table of a paper from whatever records there are; cells without a record are missing.
+
+    quick: True measures with the suite's small presets, False with the paper's, None with the paper's where there is a
+    record of it and else with the small one (marked). metric_size: only records scored at this size. mixed: allow
+    records of several protocols and label them. Raises ReportError, or SuiteError for an unknown table.
+    """
+    suite = suites.load(paper)
+    return assemble(suite.table(table), pool(records, metric_size=metric_size), mixed, suite.quick, quick)
+
+
+def generic(
+    records: Iterable[Any], *, metrics: Sequence[str] | None = None, mixed: bool = False,
+    metric_size: str | int | None = None,
+) -> list[Table]:
+    """One table per dataset: rows are the methods of each category, columns the metrics; a last group has the means.
+
+    LOCO datasets get image AUROC and AUsPRO@0.05 for structural, logical and their mean. A mean is over all categories
+    that any method ran; a method that lacks one has none. Raises ReportError as `build` does.
+    """
+    found = pool(records, metric_size=metric_size)
+    tables = [assemble(spec, found, mixed) for spec in anything.specs(found, metrics)]
+    if not tables:
+        why = "".join(f"; left out: {name}: {reason}" for name, reason in found.left_out)
+        raise ReportError(f"no record to show{why}. Run some units first, or name another results directory")
+    return tables
+
+
+def assemble(
+    spec: TableSpec, found: Pool, mixed: bool = False, small: dict[str, str | None] | None = None,
+    quick: bool | None = False,
+) -> Table:
+    """Fill a table's cells from a pool of records."""
+    spec = _expand(spec, found)
+    chosen = _presets(spec, found, small or {}, quick)
+    rows, columns = list(spec.rows), list(spec.columns)
+    cells = [[make(spec, row, column, found, chosen) for column in columns] for row in rows]
+    table = _with_partial_lines(Table(spec, rows, columns, cells), found, chosen)
+    table.left_out = list(found.left_out)
+    _label_protocols(table, found, mixed)
+    _mark_seeds(table)
+    _rank(table)
+    _explain(table, found, chosen)
+    return table
+
+
+def _expand(spec: TableSpec, found: Pool) -> TableSpec:
+    """Rows for whatever method become one row for each method that has records on their dataset."""
+    rows: list[Line] = []
+    for row in spec.rows:
+        if row.method != WHATEVER:
+            rows.append(row)
+            continue
+        dataset = row.dataset or spec.dataset
+        names = sorted({f"{k[0]}@{k[1]}" for k in (*found.units, *found.failed) if k[2] == dataset})
+        rows += [replace(row, key=name, label=name, method=name) for name in names]
+    return replace(spec, rows=tuple(rows))
+
+
+def _presets(
+    spec: TableSpec, found: Pool, small: dict[str, str | None], quick: bool | None
+) -> dict[str, str]:
+    """Preset asked for -> preset measured."""
+    places: dict[str, set[tuple[str, str]]] = {}
+    for row in spec.rows:
+        for column in spec.columns:
+            for need in suites.needs(spec, row, column):
+                if need.method:
+                    places.setdefault(need.method, set()).update((need.dataset, c) for c in need.categories)
+
+    def has(method: str) -> bool:
+        return any(found.get(method, *place) for place in places[asked])
+
+    chosen = {}
+    for asked in places:
+        other = small.get(asked)
+        use = other is not None and (quick or (quick is None and not has(asked) and has(other)))
+        chosen[asked] = other if use else asked
+    return chosen
+
+
+def _with_partial_lines(table: Table, found: Pool, chosen: dict[str, str]) -> Table:
+    """Below each line of means that lacks categories, one that averages over those present."""
+
+    def lacks(cells: Iterable[Cell]) -> bool:
+        return any(c.state == "missing" and 0 < c.present < c.of and c.need.method != ANY for c in cells)
+
+    def part(line: Line) -> Line:
+        return replace(line, label=f"{line.label}, present only", partial=True, rank=False, reference=None)
+
+    rows: list[Line] = []
+    for i, row in enumerate(table.rows):
+        rows.append(row)
+        if row.categories and len(row.categories) > 1 and lacks(table.cells[i]):
+            rows.append(part(row))
+    columns: list[Line] = []
+    for j, column in enumerate(table.columns):
+        columns.append(column)
+        if column.categories and len(column.categories) > 1 and lacks(row[j] for row in table.cells):
+            columns.append(part(column))
+    cells = [[make(table.spec, row, column, found, chosen) for column in columns] for row in rows]
+    return Table(table.spec, rows, columns, cells)
+
+
+def _label_protocols(table: Table, found: Pool, mixed: bool) -> None:
+    used = [cell for row in table.cells for cell in row if cell.records and cell.need.unit != "count"]
+    keys = {
+        tuple(str(record["unit"][k]) for k in ("method", "preset", "dataset", "category"))
+        for cell in used for record in cell.records
+    }
+    protocols = check_protocols([record for key in keys for record in found.rivals[key]], mixed)
+    shown = {protocol_of(record) for cell in used for record in cell.records}
+    protocols = [p for p in protocols if p in shown]
+    names = {p: chr(ord("A") + i) for i, p in enumerate(protocols)} if len(protocols) > 1 else {}
+    for protocol in protocols:
+        prefix = f"[{names[protocol]}] " if names else ""
+        table.notes.append(
+            f"{prefix}Measured figures: maps and masks compared at {size_text(protocol[1])}; metric version "
+            f"{protocol[0]}."
+        )
+    for cell in used:
+        cell.protocol = "".join(sorted({names.get(protocol_of(r), "") for r in cell.records}))
+
+
+def _mark_seeds(table: Table) -> None:
+    cells = [cell for row in table.cells for cell in row if cell.state == "value" and cell.need.method != ANY]
+    wanted = max([table.spec.seeds, *(cell.n for cell in cells)])
+    for cell in cells:
+        if cell.n < wanted and "seeds" not in cell.marks:
+            cell.marks += ("seeds",)
+
+
+def _rank(table: Table) -> None:
+    rows, columns, cells = table.rows, table.columns, table.cells
+    pairs = [(i, j) for i in range(len(rows)) for j in range(len(columns)) if rows[i].rank and columns[j].rank]
+    scope = {
+        "row": lambda i, j: i, "column": lambda i, j: j, "group": lambda i, j: (rows[i].group, j),
+    }.get(table.spec.best)
+    if scope is None:
+        return
+    groups: dict[Any, list[Cell]] = {}
+    for i, j in pairs:
+        groups.setdefault(scope(i, j), []).append(cells[i][j])
+    for members in groups.values():
+        sign = -1 if members[0].need.lower else 1
+        measured = {id(c): sign * c.value for c in members if c.value is not None}
+        printed = {id(c): sign * c.printed.value for c in members if c.printed and c.printed.value is not None}
+        for cell in members:
+            cell.rank = _place(measured, id(cell))
+            cell.printed_rank = _place(printed, id(cell))
+
+
+def _place(values: dict[int, Any], key: int) -> int:
+    """1 for the highest, 2 for the next lower value; 0 otherwise or with nothing to compare."""
+    if key not in values or len(values) < 2:
+        return 0
+    order = sorted(set(values.values()), reverse=True)
+    place = order.index(values[key]) + 1
+    return place if place <= 2 else 0
+
+
+def symbol(mark: str) -> str:
+    """The sign of a mark; one that is not known stands in brackets by its name."""
+    return {**MARKS, **PUBLISHED_MARKS}.get(mark, (f"[{mark}]", ""))[0]
+
+
+def _explain(table: Table, found: Pool, chosen: dict[str, str]) -> None:
+    """Legend of what is used, and notes: how it was measured, what is missing, failed or odd."""
+    pairs = [
+        (row, column, cell)
+        for row, cells in zip(table.rows, table.cells, strict=True)
+        for column, cell in zip(table.columns, cells, strict=True)
+    ]
+    cells = [cell for _, _, cell in pairs]
+    for cell in cells:
+        if any(chosen.get(asked) == cell.need.method != asked for asked in chosen) and cell.records:
+            cell.marks = (*cell.marks, "preset")
+    used = {mark for cell in cells if cell.state == "value" for mark in cell.marks}
+    used |= {mark for cell in cells for mark in cell.printed_marks}
+    known = {**MARKS, **PUBLISHED_MARKS}
+    table.legend = [known[m] for m in known if m in used]
+    table.legend += [(f"[{m}]", "mark given by the record") for m in sorted(used - set(known))]
+    states = {cell.state for cell in cells}
+    if "missing" in states or any(c.printed is not None and c.printed.value is None for c in cells):
+        table.legend.append(("—", "not run, or not published"))
+    if "absent" in states:
+        table.legend.append(("n/a", "the method does not give this figure"))
+    for reason in dict.fromkeys(f"{c.reason}" for c in cells if c.state == "undefined"):
+        table.legend.append(("undef.", reason))
+    if any(c.rank or c.printed_rank for c in cells):
+        table.legend.append(("bold, underlined", RANKS))
+    if any(row.partial for row in (*table.rows, *table.columns)):
+        table.legend.append(("k of n", "mean over the k categories that have a record, of the n that the mean is over"))
+    table.notes += [*table.spec.notes, *_protocol_notes(cells)]
+    table.notes += [f"Measured with {b} in place of {a}." for a, b in chosen.items() if a != b]
+    table.notes += _gaps(cells, found)
+    for row, column, cell in pairs:
+        if cell.printed_marks and cell.printed:
+            note = cell.printed.note or cell.printed.source
+            where = f"{row.group}, {row.label}" if row.group else row.label
+            table.notes.append(f"Published, {where}, {column.label}: {note.replace('MISMATCH: ', '')}.")
+    table.notes += [f"Left out: {name}: {why}." for name, why in table.left_out]
+
+
+def _protocol_notes(cells: Sequence[Cell]) -> list[str]:
+    measured = [cell for cell in cells if cell.state == "value"]
+    records = {id(r): r for cell in measured if cell.need.unit != "count" for r in cell.records}.values()
+    if not records:
+        return [] if measured or not any(cell.state for cell in cells) else ["Nothing measured yet."]
+    metrics = {metric for cell in cells for metric in cell.need.metrics}
+    notes = []
+    for name, text in (("aupro", "AUPRO"), ("auspro", "AUsPRO")):
+        limits = sorted({m.partition("@")[2].partition("/")[0] for m in metrics if m.startswith(f"{name}@")})
+        if limits:
+            notes.append(f"{text} up to a false positive rate of {', '.join(limits)}, divided by it.")
+    if any(m.startswith("image_") for m in metrics):
+        rules: dict[str, set[str]] = {}
+        for record in records:
+            rule = record["protocol"].get("image_score")
+            rules.setdefault("maximum of the map" if rule == "max" else "the method's own", set()).add(
+                f"{record['unit']['method']}@{record['unit']['preset']}"
+            )
+        if len(rules) == 1:
+            notes.append(f"Image score: {next(iter(rules))}.")
+        else:
+            each = "; ".join(f"{rule} for {', '.join(sorted(who))}" for rule, who in rules.items())
+            notes.append(f"Image score: {each}.")
+    seeds = sorted({record["unit"]["seed"] for record in records})
+    spread = "; mean ± standard deviation over the seeds" if any(cell.sd is not None for cell in cells) else ""
+    notes.append(f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}{spread}.")
+    prints: dict[tuple[str, str], set[str]] = {}
+    for record in records:
+        if record.get("dataset_fingerprint"):
+            place = (record["unit"]["dataset"], record["unit"]["category"])
+            prints.setdefault(place, set()).add(str(record["dataset_fingerprint"]))
+    notes += [
+        f"{dataset}/{category}: measured on {len(versions)} versions of the data, which differ."
+        for (dataset, category), versions in sorted(prints.items()) if len(versions) > 1
+    ]
+    return notes
+
+
+def _gaps(cells: Sequence[Cell], found: Pool) -> list[str]:
+    gaps: dict[tuple[str, str], dict[str, None]] = {}
+    for cell in cells:
+        for category in cell.absent_from:
+            gaps.setdefault((str(cell.need.method), cell.need.dataset), {})[category] = None
+    lacking: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (method, dataset), categories in gaps.items():
+        lacking.setdefault((dataset, tuple(categories)), []).append(method)
+    notes = []
+    for (dataset, categories), methods in lacking.items():
+        who = "Neither files nor a record" if ANY in methods else f"No record of {', '.join(methods)}"
+        notes.append(f"{who} on {dataset}: {', '.join(categories)}.")
+    for (method, dataset), categories in gaps.items():
+        name, _, preset = method.partition("@")
+        notes += [
+            f"Failed: {method} {dataset}/{category} {why}."
+            for category in categories for why in found.failed.get((name, preset, dataset, category), ())
+        ]
+    return notes
+
+
+# Views
+
+
+def render(table: Table, form: str = "md") -> str:
+    """The table as 'md', 'latex', 'csv' (wide), 'csv-long' or 'html'."""
+    from benchmarks.report.text import render as renderers
+
+    return renderers.render(table, form)
+
+
+def suite_tables(
+    paper: str, records: Iterable[Any], only: str | None = None, *, mixed: bool = False,
+    metric_size: str | int | None = None, quick: bool | None = None,
+) -> list[Table]:
+    """Every table of a paper, or one."""
+    suite = suites.load(paper)
+    found = pool(records, metric_size=metric_size)
+    specs = suite.tables if only is None else [suite.table(only)]
+    return [assemble(spec, found, mixed, suite.quick, quick) for spec in specs]
+
+
+def suite_text(paper: str, records: Iterable[Any], only: str | None = None, **options: Any) -> str:
+    """The tables of a paper as Markdown, for the screen."""
+    return "\n".join(render(table) for table in suite_tables(paper, records, only, **options))
+
+
+def write_suite(
+    paper: str, records: Iterable[Any], folder: Path, only: str | None = None, **options: Any
+) -> list[Path]:
+    """Write the tables of a paper to `<folder>/<paper>/<table>.md, .tex, .csv, .long.csv, .html`; returns the paths."""
+    from benchmarks.report.text import render as renderers
+
+    return [
+        path for table in suite_tables(paper, records, only, **options)
+        for path in renderers.write(table, Path(folder) / paper)
+    ]
+
+
+def overview(records: Iterable[Any], absent: Mapping[str, Sequence[str]] | None = None, **options: Any) -> str:
+    """What a run gave, as Markdown: one table per dataset. absent: dataset -> categories that are not there."""
+    made = generic(records, **options)
+    for table in made:
+        if names := (absent or {}).get(table.spec.dataset):
+            table.notes.append(f"Not under the data root, so neither run nor averaged: {', '.join(names)}.")
+    return "\n".join(map(render, made))

@@ -1,0 +1,221 @@
+"""The static report: one folder that opens from disk without network, server or JavaScript, and is better with it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report.numbers import suites
+from benchmarks.report.numbers.anything import metric_name
+from benchmarks.report.numbers.cells import MARKS, Cell
+from benchmarks.report.numbers.compare import comparisons, plot
+from benchmarks.report.numbers.pool import Pool, Record, ReportError, check_protocols, pool, size_text
+from benchmarks.report.numbers.tables import assemble, symbol
+from benchmarks.report.pages.units import Page, Pictures, Samples, method_pages
+from benchmarks.report.templating import environment
+from benchmarks.report.text import render
+from benchmarks.report.text.comparison_text import cost_table
+from benchmarks.report.text.comparison_text import html as comparison_html
+
+PLAIN = ("image_auroc", "pixel_auroc", "aupro@0.3")
+LOCO = ("image_auroc/mean", "image_auroc/structural", "image_auroc/logical", "auspro@0.05/mean", "pixel_auroc")
+ASSETS = Path(__file__).parent / "assets"
+
+
+def write(
+    out: Path,
+    records: Iterable[Any],
+    *,
+    results: Path | None = None,
+    maps_dir: Path | None = None,
+    samples: Samples | None = None,
+    pictures_per_unit: int = 8,
+    broken: Mapping[str, str] | None = None,
+    mixed: bool = False,
+) -> Path:
+    """Write the report into `out` and return its index.html.
+
+    results: the results directory; its `maps` folder is the default `maps_dir` (as `--keep-maps` writes it) from which
+    pictures of the worst misses are made. samples: (dataset, category) -> {picture name: (file, mask files)}, to show
+    input and ground truth beside the map. broken: file -> why a record could not be read.
+    Raises ReportError when there is no record at all, or for several protocols unless `mixed`.
+    """
+    found = pool(records)
+    found.left_out += list((broken or {}).items())
+    if not found.units and not found.failed and not found.left_out:
+        raise ReportError("no record to report on: run some units first, or name another results directory")
+    protocols = check_protocols([r for rivals in found.rivals.values() for r in rivals], mixed)
+    out = Path(out)
+    _clear(out)
+    shutil.copytree(ASSETS, out / "assets")
+    if maps_dir is None and results is not None:
+        maps_dir = Path(results) / "maps"
+    pictures = Pictures(out, results, maps_dir, samples, pictures_per_unit)
+    pages = method_pages(found, out, results, pictures)
+    context = {
+        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "count": sum(map(len, found.units.values())),
+    }
+    for page in pages:
+        _page(out / page.file, "method.html", context, heading=page.spec, root="../", **page.content)
+    links = {id(record): page.anchor(record) for page in pages for record in page.records}
+    _index(out, found, pages, links, protocols, context, bool(pictures.made))
+    _page(out / "papers.html", "papers.html", context, heading="Tables of the papers", root="",
+          suites=_suites(found, links, mixed))
+    _page(out / "compare.html", "compare.html", context, heading="Comparison of methods", root="",
+          parts=_comparisons(out, found, mixed))
+    _units(out, found, links, context)
+    return out / "index.html"
+
+
+def _clear(out: Path) -> None:
+    """Remove an earlier report, and nothing that is not one."""
+    if out.exists() and any(out.iterdir()):
+        if not (out / "assets" / "report.css").exists():
+            raise ReportError(f"{out} holds other files than a report; choose an empty folder with --out")
+        for name in ("assets", "methods", "images", "charts"):
+            shutil.rmtree(out / name, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _page(path: Path, template: str, context: Mapping[str, Any], **content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(environment().get_template(template).render(**context, **content), encoding="utf-8")
+
+
+# Overview
+
+
+def _index(
+    out: Path, found: Pool, pages: Sequence[Page], links: Mapping[int, str], protocols: Sequence[tuple[str, str]],
+    context: Mapping[str, Any], pictures: bool,
+) -> None:
+    datasets = sorted({key[2] for key in found.units})
+    failed = [
+        (" ".join(key), why) for key, reasons in sorted(found.failed.items()) for why in reasons
+    ]
+    lines = [f"Maps and masks compared at {size_text(size)}; metric version {version}." for version, size in protocols]
+    used = {mark for seeds in found.units.values() for r in seeds.values() for mark in r.get("marks") or ()}
+    _page(
+        out / "index.html", "index.html", context, heading="Anomaly detection benchmark", root="", methods=pages,
+        heats=[_heat(dataset, found, pages, links) for dataset in datasets], failed=failed, left_out=found.left_out,
+        protocol=lines, pictures=pictures,
+        signs=[MARKS[m] if m in MARKS else (symbol(m), "mark given by the record") for m in sorted(used)],
+    )
+
+
+def _heat(dataset: str, found: Pool, pages: Sequence[Page], links: Mapping[int, str]) -> dict[str, Any]:
+    """Method x category, every metric in each cell so that a script can switch; the first one is shown."""
+    keys = {key: seeds for key, seeds in found.units.items() if key[2] == dataset}
+    have = {name for seeds in keys.values() for r in seeds.values() for name in r["metrics"]}
+    wanted = LOCO if LOCO[0] in have else PLAIN
+    metrics = [m for m in wanted if m in have] or sorted(have)[:1] or ["image_auroc"]
+    categories = sorted({key[3] for key in keys})
+    rows = []
+    for page in pages:
+        mine = {key[3]: seeds for key, seeds in keys.items() if f"{key[0]}@{key[1]}" == page.spec}
+        if not mine:
+            continue
+        values = {c: [_average(mine.get(c, {}), m) for m in metrics] for c in categories}
+        cells = []
+        for category in categories:
+            records = list(mine.get(category, {}).values())
+            marks = sorted({m for r in records for m in r.get("marks") or ()})
+            cells.append({
+                "values": values[category], "href": links[id(records[0])] if records else None,
+                "marks": "".join(map(symbol, marks)),
+            })
+        means = [
+            math.fsum(column) / len(column) if None not in column else None
+            for column in ([values[c][k] for c in categories] for k in range(len(metrics)))
+        ]
+        cells.append({"values": means, "href": page.file, "marks": ""})
+        rows.append({"method": page.spec, "href": page.file, "cells": cells})
+    shown = [v for row in rows for cell in row["cells"] if (v := cell["values"][0]) is not None]
+    low, high = (min(shown), max(shown)) if shown else (0.0, 0.0)
+    for cell in (cell for row in rows for cell in row["cells"]):
+        first = cell["values"][0]
+        cell |= {
+            "text": "—" if first is None else f"{first:.1f}", "value": "" if first is None else f"{first:.3f}",
+            "all": ";".join("" if v is None else f"{v:.2f}" for v in cell["values"]),
+            "level": "" if first is None else min(9, int(10 * (first - low) / (high - low))) if high > low else 9,
+        }
+    names = [" ".join(part for part in metric_name(m) if part) for m in metrics]
+    return {"dataset": dataset, "metrics": names, "categories": categories, "rows": rows}
+
+
+def _average(seeds: Mapping[int, Record], metric: str) -> float | None:
+    """Mean over seeds in percent; None when one of them has no figure."""
+    values = [record["metrics"].get(metric) for record in seeds.values()]
+    return 100 * math.fsum(values) / len(values) if values and None not in values else None
+
+
+def _units(out: Path, found: Pool, links: Mapping[int, str], context: Mapping[str, Any]) -> None:
+    wanted = ("image_auroc", "image_auroc/mean", "pixel_auroc", "aupro@0.3", "auspro@0.05/mean")
+    records = [r for key in sorted(found.units) for _, r in sorted(found.units[key].items())]
+    metrics = [m for m in wanted if any(m in r["metrics"] for r in records)]
+    rows = []
+    for record in records:
+        unit = record["unit"]
+        values = [record["metrics"].get(m) for m in metrics]
+        seconds = (record.get("timing") or {}).get("total_s")
+        rows.append({
+            **unit, "spec": f"{unit['method']}@{unit['preset']}", "href": links[id(record)],
+            "marks": " ".join(record.get("marks") or ()),
+            "values": [
+                *("—" if v is None else f"{100 * v:.2f}" for v in values),
+                "—" if seconds is None else f"{seconds:.1f}",
+            ],
+        })
+    heads = ["method", "dataset", "category", "seed", *(" ".join(p for p in metric_name(m) if p) for m in metrics),
+             "seconds", "marks"]
+    _page(out / "units.html", "units.html", context, heading="All units", root="", heads=heads, rows=rows)
+
+
+# Tables of the papers, comparison
+
+
+def _suites(found: Pool, links: Mapping[int, str], mixed: bool) -> list[dict[str, Any]]:
+    from markupsafe import Markup
+
+    def link(cell: Cell) -> str | None:
+        return links.get(id(cell.records[0])) if len(cell.records) == 1 else None
+
+    shown = []
+    for suite in suites.all():
+        made = []
+        for spec in suite.tables:
+            table = assemble(spec, found, mixed, suite.quick, None)
+            measured = any(cell.value is not None for row in table.cells for cell in row)
+            if measured or any(cell.printed is not None for row in table.cells for cell in row):
+                made.append({
+                    "name": spec.name, "title": spec.title, "measured": measured,
+                    "html": Markup(render.html(table, link)),
+                })
+        if made:
+            shown.append({"paper": suite.paper, "title": suite.title, "source": suite.source, "tables": made})
+    return shown
+
+
+def _comparisons(out: Path, found: Pool, mixed: bool) -> list[dict[str, Any]]:
+    from markupsafe import Markup
+
+    parts = []
+    for number, dataset in enumerate(sorted({key[2] for key in found.units})):
+        units = {key: seeds for key, seeds in found.units.items() if key[2] == dataset}
+        methods = sorted({f"{key[0]}@{key[1]}" for key in units})
+        if len(methods) < 2:
+            continue
+        here = Pool(units=units, rivals={key: found.rivals[key] for key in units})
+        made = comparisons(here, methods, None, mixed)
+        figure = None
+        if made and made[0].ranks:
+            figure = plot(made[0], out / "images" / f"compare-{number}.png").relative_to(out).as_posix()
+        parts.append({
+            "dataset": dataset, "figure": figure,
+            "html": Markup(comparison_html(made, cost_table(here, methods))),
+        })
+    return parts

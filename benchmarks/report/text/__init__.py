@@ -1,0 +1,1 @@
+"""Tables and comparisons as text: Markdown, LaTeX, CSV, HTML fragments."""

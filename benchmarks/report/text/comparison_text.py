@@ -1,0 +1,134 @@
+"""A comparison in words and tables: Markdown and HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.report.numbers.compare import Comparison
+from benchmarks.report.numbers.pool import Pool
+from benchmarks.report.text import render
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A table of ready text: title, heads, rows."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+COSTS = (
+    ("timing", "fit_s", "training (s)", 1), ("timing", "images_per_s", "test pictures per second", 1),
+    ("timing", "total_s", "unit in all (s)", 1), ("memory", "peak_host_mb", "peak host memory (MiB)", 0),
+    ("memory", "peak_device_mb", "peak device memory (MiB)", 0),
+)
+
+
+def cost_table(found: Pool, methods: Sequence[str]) -> Plain:
+    """Median over the units of each method, per device: time and memory of different machines are not comparable."""
+    rows = []
+    for method in dict.fromkeys(methods):
+        by_device: dict[str, list] = {}
+        for key, seeds in found.units.items():
+            if f"{key[0]}@{key[1]}" == method:
+                for record in seeds.values():
+                    device = str((record.get("environment") or {}).get("device", "unknown"))
+                    by_device.setdefault(device, []).append(record)
+        for device, records in sorted(by_device.items()):
+            shown = []
+            for part, name, _, digits in COSTS:
+                values = [v for r in records if isinstance(v := (r.get(part) or {}).get(name), int | float)]
+                shown.append(render.number(_median(values), digits) if values else "—")
+            rows.append((method, device, str(len(records)), *shown))
+    return Plain("Time and memory, medians over units", ("method", "device", "units", *(c[2] for c in COSTS)), rows)
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+def summaries(result: Comparison, most: int | None = None) -> list[Plain]:
+    """Means and ranks over the common categories, and the pairs: with more than `most` those with the best method."""
+    if not result.ranks:
+        return []
+    n = len(result.categories)
+    wins: dict[str, list[int]] = {m: [0, 0, 0] for m in result.methods}
+    for pair in result.pairs:
+        for method, counts in ((pair.a, (pair.wins, pair.ties, pair.losses)),
+                               (pair.b, (pair.losses, pair.ties, pair.wins))):
+            wins[method] = [x + y for x, y in zip(wins[method], counts, strict=True)]
+    order = sorted(result.methods, key=lambda m: result.ranks[m])
+    ranks = Plain(
+        f"{result.name} over the {n} categories that all methods ran",
+        ("method", "mean (%)", "mean rank", "wins", "ties", "losses"),
+        [
+            (m, f"{math.fsum(result.values[m]) / n:.2f}", f"{result.ranks[m]:.2f}", *map(str, wins[m])) for m in order
+        ],
+    )
+    all_pairs = most is None or len(result.pairs) <= most
+    shown = [p for p in result.pairs if all_pairs or order[0] in (p.a, p.b)]
+    pairs = Plain(
+        f"{result.name}, pairs" + ("" if all_pairs else f" with {order[0]}, the best by mean rank"),
+        ("first", "second", "wins", "ties", "losses", "mean difference", "p (Wilcoxon)", "p (Holm)"),
+        [
+            (p.a, p.b, str(p.wins), str(p.ties), str(p.losses), render.number(p.difference, 2, sign=True),
+             _p(p.p), _p(p.adjusted))
+            for p in shown
+        ],
+    )
+    return [ranks, pairs]
+
+
+def _p(value: float | None) -> str:
+    return "—" if value is None else f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def tests(result: Comparison) -> list[str]:
+    """Sentences on the tests over all methods, then the caveats."""
+    lines = []
+    if result.friedman is not None:
+        lines.append(f"Friedman's test over all {len(result.methods)} methods: p = {_p(result.friedman)}.")
+    if result.critical_difference is not None:
+        lines.append(
+            f"Mean ranks that differ by less than {result.critical_difference:.2f} (Nemenyi, 0.05) do not differ "
+            "significantly."
+        )
+    return lines + result.caveats
+
+
+def markdown(made: Sequence[Comparison], cost: Plain) -> str:
+    """Everything, for the screen or a file."""
+    parts = []
+    for result in made:
+        parts.append(render.markdown(result.table))
+        parts += [_markdown(plain) for plain in summaries(result)]
+        if lines := tests(result):
+            parts.append("\n".join(f"- {render.escape_markdown(line)}" for line in lines) + "\n")
+    return "\n".join([*parts, _markdown(cost)])
+
+
+def _markdown(plain: Plain) -> str:
+    from tabulate import tabulate
+
+    rows = [[render.escape_markdown(text) for text in row] for row in plain.rows]
+    heads = [render.escape_markdown(head) for head in plain.heads]
+    body = tabulate(rows, heads, tablefmt="pipe", disable_numparse=True)
+    return f"### {render.escape_markdown(plain.title)}\n\n{body}\n"
+
+
+def html(made: Sequence[Comparison], cost: Plain) -> str:
+    """A fragment with the same content; of many methods only the pairs with the best one."""
+    from markupsafe import Markup
+
+    from benchmarks.report.templating import environment
+
+    parts = [
+        {"table": Markup(render.html(result.table)), "summaries": summaries(result, 28), "lines": tests(result)}
+        for result in made
+    ]
+    return environment().get_template("comparison.html").render(parts=parts, cost=cost)

@@ -1,0 +1,295 @@
+"""Output-level ensembles: calibrated scores and maps of fitted detectors, combined by a rule.
+
+The classic baseline for the feature-level ensemble of the same thesis (Saghir, "Ensemble Methods for Visual Anomaly
+Detection in Manufacturing Settings"), which names the combinations and asks for calibration before them. Calibration
+sees normal pictures that the members have not seen; weights, forest and stacking see artificial anomalies made from
+those. No test picture and no test label is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.base import Config, Context, Detector, Images, ModelError, Prediction, Progress, no_progress
+from models.ensembles.feature_ensemble import CHUNK, SIX
+from models.ensembles.members import any_short, build_members, fit_members, hold_out
+from models.nn.preprocess import Preprocess
+from models.nn.pseudo import pseudo_anomalies
+from models.nn.textures import EMBEDDED, Textures
+from models.nn.training import generator
+from models.registry import register
+
+STEPS = 1000  # order statistics that an empirical distribution keeps
+TIE = 1e-3  # weight of the mean where votes or trees tie
+LEARNED = ("weighted", "forest", "stacking")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreEnsembleConfig(Config):
+    members: tuple[str, ...] = SIX  # method@preset, settings after colons: ast@quick:epochs=8
+    rule: Literal["mean", "weighted", "max", "vote", "forest", "stacking"] = "mean"
+    calibration: Literal["ecdf", "zscore", "minmax"] = "ecdf"
+    holdout: float = 0.2  # of the training pictures, for calibration where the data have no validation split
+    size: int = 256  # px, to which every member's map is brought
+    power: float = 4.0  # of the quality in the weights (CAWPE: Large, Lines, Bagnall 2019); 1 is plain weighting
+    vote_at: float = 0.95  # a member votes above this quantile of its calibrated normal values
+    trees: int = 200
+    forest_grid: int = 64  # positions per side at which the forest judges maps
+    pixels: int = 20_000  # drawn for the maps of forest and stacking, half of them anomalous
+    textures: str | None = EMBEDDED  # folder of natural pictures for the artificial anomalies
+
+    @property
+    def short(self) -> bool:
+        return self.shortened or any_short(self.members)
+
+
+RESNET18 = {"members": ("patchcore@resnet18", "simplenet@resnet18", "ast@quick")}
+
+
+@register("score_ensemble", presets={
+    "mean": ScoreEnsembleConfig(),
+    "weighted": ScoreEnsembleConfig(rule="weighted"),
+    "max": ScoreEnsembleConfig(rule="max"),
+    "vote": ScoreEnsembleConfig(rule="vote"),
+    "forest": ScoreEnsembleConfig(rule="forest"),
+    "stacking": ScoreEnsembleConfig(rule="stacking"),
+    "resnet18_mean": ScoreEnsembleConfig(**RESNET18),
+    "resnet18_weighted": ScoreEnsembleConfig(**RESNET18, rule="weighted"),
+    "resnet18_max": ScoreEnsembleConfig(**RESNET18, rule="max"),
+    "resnet18_vote": ScoreEnsembleConfig(**RESNET18, rule="vote"),
+    "resnet18_forest": ScoreEnsembleConfig(**RESNET18, rule="forest"),
+    "resnet18_stacking": ScoreEnsembleConfig(**RESNET18, rule="stacking"),
+    "demo": ScoreEnsembleConfig(members=("patchcore@demo", "simplenet@demo"), size=128),
+})
+class ScoreEnsemble(Detector):
+    """Mean, weighted mean, maximum, vote, random forest or stacking of calibrated scores and maps."""
+
+    Config = ScoreEnsembleConfig
+    config: ScoreEnsembleConfig
+
+    def __init__(self, config: ScoreEnsembleConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self.preprocess = Preprocess((config.size, config.size))
+        self.members = build_members(config.members, context, "score_ensemble")
+        self.tables: dict[str, Tensor] = {}  # everything that `fit` learns, by name; see `_prepare`
+
+    def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
+        """Members (fitted or reused), calibration, and for the learned rules their combiner.
+
+        The log has the members' logs, and for learned rules `quality` (image AUROC per member on the artificial
+        anomalies) and `weights`. Raises ModelError when no pictures are left that the members have not seen.
+        """
+        config = self.config
+        data = hold_out(train, validation, config.holdout, self.context)
+        if len(data.unseen) < 2:
+            raise ModelError(
+                f"score_ensemble: {len(data.unseen)} normal pictures are left for calibration; give the category a "
+                "validation split of at least two, or set holdout above 0"
+            )
+        log = fit_members(self.members, data, self.context, progress)
+        scores, maps = self._raw(data.unseen)
+        for which, values in (("scores", scores), ("maps", maps)):
+            if values is not None:
+                self.tables[which] = self._tables(values)
+                normal = self._calibrated(values, which).transpose(0, 1).flatten(1).numpy()
+                self.tables[f"{which}_vote"] = torch.from_numpy(np.quantile(normal, config.vote_at, axis=1))
+        if config.rule in LEARNED:
+            log |= self._learn(data.unseen, scores, maps)
+        self._prepare()
+        return {**log, "calibrated_on": len(data.unseen), "maps": maps is not None}
+
+    def _raw(self, images: Images) -> tuple[Tensor, Tensor | None]:
+        """Members' own scores float64 [n, m], and their maps float32 [n, m, size, size] or None when one has none."""
+        size = (self.config.size, self.config.size)
+        scores, maps, complete = [], [], True
+        for start in range(0, len(images), CHUNK):
+            pictures = [images[i] for i in range(start, min(start + CHUNK, len(images)))]
+            row, layers = [], []
+            for member in self.members:
+                with torch.no_grad():
+                    found = member.detector.predict(pictures)
+                if found.anomaly_map is not None:
+                    restored = member.detector.preprocess.restore(found.anomaly_map, [size] * len(pictures))
+                    layers.append(torch.stack(restored).float().cpu())
+                if found.score is None and found.anomaly_map is None:
+                    raise ModelError(f"score_ensemble: member {member.spec} gave neither a score nor a map")
+                own = found.anomaly_map.flatten(1).amax(1) if found.score is None else found.score
+                row.append(own.double().cpu())
+            complete = complete and len(layers) == len(self.members)
+            scores.append(torch.stack(row, 1))
+            if complete:
+                maps.append(torch.stack(layers, 1))
+        return torch.cat(scores), torch.cat(maps) if complete else None
+
+    def _tables(self, values: Tensor) -> Tensor:
+        """One calibration table per member from raw values [n, m, ...]: float64 [m, k]."""
+        if not torch.isfinite(values).all():
+            bad = [m.spec for i, m in enumerate(self.members) if not torch.isfinite(values[:, i]).all()]
+            raise ModelError(f"score_ensemble: member {bad[0]} gave scores that are not finite on normal pictures")
+        own = values.transpose(0, 1).flatten(1).double().numpy()
+        if self.config.calibration == "zscore":
+            return torch.from_numpy(np.stack([own.mean(1), own.std(1)], 1))
+        if self.config.calibration == "minmax":
+            return torch.from_numpy(np.stack([own.min(1), own.max(1) - own.min(1)], 1))
+        count = min(STEPS, own.shape[1])
+        shares = np.linspace(0, 1, count)
+        table = np.stack([np.quantile(row, shares, method="higher") for row in own])
+        return torch.from_numpy(np.concatenate([table, own.std(1)[:, None]], 1))
+
+    def _calibrated(self, values: Tensor, which: str) -> Tensor:
+        """Raw values [n, m, ...] -> calibrated float64 of the same shape."""
+        columns = [
+            calibrate(values[:, i], self.tables[which][i], self.config.calibration) for i in range(values.shape[1])
+        ]
+        return torch.stack(columns, 1)
+
+    def _learn(self, unseen: Images, scores: Tensor, maps: Tensor | None) -> dict[str, Any]:
+        """Qualities, and vectors with labels for forest and stacking, from artificial anomalies of unseen pictures."""
+        from sklearn.metrics import roc_auc_score
+
+        config = self.config
+        size = self.preprocess.size
+        draws = generator(self.context, "pseudo")
+        textures = Textures(config.textures or self.context.extras.get("textures"), size)
+        made = list(pseudo_anomalies(unseen, textures, draws))
+        fake_scores, fake_maps = self._raw([anomaly.picture for anomaly in made])
+        labels = torch.cat([torch.zeros(len(scores)), torch.ones(len(fake_scores))])
+        vectors = self._calibrated(torch.cat([scores, fake_scores]), "scores")
+        quality = torch.tensor([float(roc_auc_score(labels, vectors[:, i])) for i in range(vectors.shape[1])]).double()
+        self.tables["quality"] = quality
+        log: dict[str, Any] = {
+            "quality": {m.spec: round(float(q), 4) for m, q in zip(self.members, quality, strict=True)},
+            "artificial_anomalies": len(made),
+        }
+        if config.rule == "weighted":
+            log["weights"] = [round(float(w), 4) for w in self._weights()]
+            return log
+        self.tables |= {"score_vectors": vectors, "score_labels": labels}
+        if maps is not None and fake_maps is not None:
+            masks = torch.stack([torch.from_numpy(self.preprocess.mask(anomaly.mask)) for anomaly in made])
+            truth = torch.cat([torch.zeros(len(maps), *size, dtype=torch.bool), masks])
+            pixels = self._calibrated(torch.cat([maps, fake_maps]), "maps").movedim(1, -1).flatten(0, 2)
+            chosen = _balanced(truth.flatten(), config.pixels, draws)
+            self.tables |= {"map_vectors": pixels[chosen], "map_labels": truth.flatten()[chosen].double()}
+        return log
+
+    def _weights(self) -> Tensor:
+        powers = self.tables["quality"].clamp_min(1e-6) ** self.config.power
+        return powers / powers.sum()
+
+    def _prepare(self) -> None:
+        """Fit the forest or the logistic regression on the stored vectors."""
+        self.learners = {
+            which: self._learner(which.removesuffix("s"))
+            for which in ("scores", "maps")
+            if which in self.tables and self.config.rule in ("forest", "stacking")
+        }
+
+    def _learner(self, which: str) -> Any:
+        """Fitted on the stored vectors; the same data and seed give the same learner, so only they are saved."""
+        from sklearn.ensemble import RandomForestClassifier
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        if self.config.rule == "forest":
+            learner: Any = RandomForestClassifier(
+                self.config.trees, min_samples_leaf=3, class_weight="balanced", random_state=self.context.seed % 2**32
+            )
+        else:
+            learner = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
+        return learner.fit(self.tables[f"{which}_vectors"].numpy(), self.tables[f"{which}_labels"].numpy())
+
+    def combine(self, values: Tensor, which: str) -> Tensor:
+        """Calibrated values [n, m] of `which` ('scores' or 'maps') -> one value each, float64 [n], by the rule."""
+        match self.config.rule:
+            case "mean":
+                return values.mean(1)
+            case "max":
+                return values.amax(1)
+            case "weighted":
+                return values @ self._weights()
+            case "vote":
+                votes = (values > self.tables[f"{which}_vote"]).double().mean(1)
+                return votes + TIE * _squashed(values.mean(1))
+            case "stacking":
+                return torch.from_numpy(self.learners[which].decision_function(values.numpy()))
+            case _:
+                shares = torch.from_numpy(self.learners[which].predict_proba(values.numpy())[:, 1])
+                return shares + TIE * _squashed(values.mean(1))
+
+    @torch.no_grad()
+    def predict(self, batch: Images) -> Prediction:
+        """The rule on the members' scores, and position by position on their maps (None when a member has no map)."""
+        scores, maps = self._raw(batch)
+        score = self.combine(self._calibrated(scores, "scores"), "scores").float()
+        if maps is None or "maps" not in self.tables:
+            return Prediction(None, score)
+        size = maps.shape[-2:]
+        if self.config.rule == "forest":
+            grid = (self.config.forest_grid, self.config.forest_grid)
+            maps = F.interpolate(maps, grid, mode="bilinear", align_corners=False, antialias=True)
+        values = self._calibrated(maps, "maps")
+        shape = (len(values), *values.shape[-2:])
+        joined = self.combine(values.movedim(1, -1).flatten(0, 2), "maps").view(shape).float()
+        if joined.shape[-2:] != size:
+            joined = F.interpolate(joined[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+        return Prediction(joined, score)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"members": [m.detector.state_dict() for m in self.members], "tables": dict(self.tables)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for member, saved in zip(self.members, state["members"], strict=True):
+            member.detector.load_state_dict(saved)
+        self.tables = dict(state["tables"])
+        self._prepare()
+
+
+def calibrate(values: Tensor, table: Tensor, kind: str) -> Tensor:
+    """Raw values of one member -> float64 of the same shape, strictly increasing in the raw value.
+
+    zscore: table is (mean, standard deviation). minmax: (smallest, range); nothing is clamped.
+    ecdf: table is the sorted normal values and, last, their standard deviation. The result is the share of normal
+        values that are not above, linear in between. Plain, this ties everything above the highest normal value,
+        where anomalies lie; so beyond it the value goes on rising from 1 towards one further step, and below the
+        lowest it falls from the first step towards 0, both with the distance in standard deviations.
+    """
+    values = values.double()
+    if kind != "ecdf":
+        return (values - table[0]) / _positive(table[1])
+    knots, spread = table[:-1], _positive(table[-1])
+    count = len(knots)
+    above = torch.searchsorted(knots, values.contiguous(), right=True)  # how many knots are not above
+    low, high = knots[(above - 1).clamp_min(0)], knots[above.clamp_max(count - 1)]
+    between = (values - low) / _positive(high - low)
+    over, under = ((values - knots[-1]) / spread).clamp_min(0), ((knots[0] - values) / spread).clamp_min(0)
+    step = torch.where(above == count, over / (1 + over), between)
+    step = torch.where(above == 0, 1 / (1 + under), step)
+    return (above + step) / count
+
+
+def _positive(x: Tensor) -> Tensor:
+    """x where it is above zero, else 1: a constant member divides by nothing."""
+    return torch.where(x > 0, x, 1.0)
+
+
+def _squashed(x: Tensor) -> Tensor:
+    """Strictly increasing into (-1, 1)."""
+    return x / (1 + x.abs())
+
+
+def _balanced(truth: Tensor, count: int, random: torch.Generator) -> Tensor:
+    """Indices of up to count / 2 anomalous and as many normal entries."""
+    chosen = []
+    for value in (True, False):
+        where = (truth == value).nonzero()[:, 0]
+        chosen.append(where[torch.randperm(len(where), generator=random)[: count // 2]])
+    return torch.cat(chosen)

@@ -1,0 +1,131 @@
+"""SimpleNet: features against a direct computation, what it learns, and that a unit repeats itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models import registry
+from models.base import Context, ModelError
+from models.baselines.simplenet import SimpleNet, SimpleNetConfig, patch_features
+from models.weights import WeightStore
+
+TINY = SimpleNetConfig(
+    backbone="resnet18.tv_in1k", resize=64, crop=None, dimension=48, hidden=32, epochs=3, train_batch=4, shortened=True
+)
+
+
+def pictures(count: int, seed: int = 0, size: tuple[int, int] = (70, 60)) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    base = np.linspace(40, 200, size[1])[None, :, None]
+    return [(base + rng.normal(0, 6, (*size, 3))).clip(0, 255).astype(np.uint8) for _ in range(count)]
+
+
+def build(config: SimpleNetConfig = TINY, scratch: Path | None = None) -> SimpleNet:
+    torch.manual_seed(3)
+    return SimpleNet(config, Context(torch.device("cpu"), 3, WeightStore("none"), scratch))
+
+
+def authors_features(found: dict[str, Tensor], patch: int, dimension: int) -> Tensor:
+    """The published procedure patch by patch: unfold, upsample neighbourhoods, average per layer, then together."""
+    stacks = []
+    height, width = found["a"].shape[-2:]
+    for x in found.values():
+        b, c, h, w = x.shape
+        windows = F.unfold(x, patch, padding=patch // 2).reshape(b, c * patch * patch, h, w)
+        windows = F.interpolate(windows, (height, width), mode="bilinear", align_corners=False)
+        rows = windows.permute(0, 2, 3, 1).reshape(b * height * width, 1, -1)
+        stacks.append(F.adaptive_avg_pool1d(rows, dimension)[:, 0])
+    joined = torch.stack(stacks, 1).reshape(len(stacks[0]), 1, -1)
+    flat = F.adaptive_avg_pool1d(joined, dimension)[:, 0]
+    return flat.reshape(-1, height, width, dimension).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("dimension", [9, 12, 20])  # dividing the channels, dividing one layer only, neither
+def test_patch_features_follow_the_published_procedure(dimension: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    found = {"a": torch.randn(2, 4, 6, 5, generator=rng), "b": torch.randn(2, 8, 3, 3, generator=rng)}
+    ours = patch_features(found, ("a", "b"), 3, dimension)
+    assert ours.shape == (2, dimension, 6, 5)
+    torch.testing.assert_close(ours, authors_features(found, 3, dimension), atol=1e-6, rtol=1e-5)
+
+
+def test_paper_sizes() -> None:
+    detector = registry.method_class("simplenet")(
+        registry.config("simplenet@wrn50"), Context(torch.device("cpu"), 0, WeightStore("none"))
+    )
+    assert detector.preprocess.output == (288, 288)
+    maps = detector.feature_maps(pictures(1))
+    assert [tuple(m.shape) for m in maps] == [(1, 1536, 36, 36)]
+    assert sum(p.numel() for p in detector.adapter.parameters()) == 1536 * 1536 + 1536
+    assert sum(p.numel() for p in detector.discriminator.parameters()) == 1536 * 1024 + 1024 + 2 * 1024 + 1024
+
+
+def test_learns_and_repeats_itself() -> None:
+    train = pictures(8)
+    first, second = build(replace(TINY, epochs=6)), build(replace(TINY, epochs=6))
+    log = first.fit(train, None)
+    assert log == second.fit(train, None)
+    assert log["epochs"] == 6
+    assert log["loss"][-1] < log["loss"][0]
+    broken = pictures(2, seed=9)
+    broken[0][20:45, 20:45] = 250
+    a, b = first.predict(broken), second.predict(broken)
+    assert a.anomaly_map is not None and a.score is not None and b.anomaly_map is not None
+    assert a.anomaly_map.shape == (2, 64, 64)
+    assert a.anomaly_map.dtype == a.score.dtype == torch.float32
+    assert torch.equal(a.anomaly_map, b.anomaly_map)
+    assert a.score[0] > a.score[1]
+
+
+def test_score_is_the_largest_patch_before_smoothing() -> None:
+    detector = build(replace(TINY, sigma=0.0))
+    detector.fit(pictures(5), None)
+    result = detector.predict(pictures(3, seed=5))
+    assert result.anomaly_map is not None and result.score is not None
+    peak = result.anomaly_map.flatten(1).amax(1)
+    assert (peak <= result.score + 1e-6).all()
+    assert not torch.allclose(result.score, torch.zeros(3))
+
+
+def test_features_kept_or_computed_anew_give_the_same() -> None:
+    train = pictures(8)
+    kept, anew = build(), build(replace(TINY, keep_gb=0.0))
+    a, b = kept.fit(train, None), anew.fit(train, None)
+    np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-4)
+
+
+def test_state_comes_back() -> None:
+    trained, fresh = build(), build()
+    trained.fit(pictures(5), None)
+    fresh.load_state_dict(trained.state_dict())
+    test = pictures(2, seed=4)
+    a, b = trained.predict(test), fresh.predict(test)
+    assert a.score is not None and b.score is not None
+    assert torch.equal(a.score, b.score)
+
+
+def test_bad_input_is_named() -> None:
+    with pytest.raises(ModelError, match="no training pictures"):
+        build().fit([], None)
+    with pytest.raises(ModelError, match="crop=300 is larger than resize=256"):
+        registry.config("simplenet@resnet18", {"crop": "300"})
+    with pytest.raises(ModelError, match="epoch 1"):
+        build(replace(TINY, noise_std=float("nan"))).fit(pictures(4), None)
+
+
+def test_discriminator_tells_noised_features_from_normal_ones() -> None:
+    detector = build(replace(TINY, epochs=30, noise_std=1.0, lr=2e-3))
+    train = pictures(8)
+    detector.fit(train, None)
+    real = detector.feature_maps(train)[0].permute(0, 2, 3, 1).flatten(0, 2)
+    noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        normal, noised = detector.discriminator(real).mean(), detector.discriminator(real + noise).mean()
+    assert float(normal) > 0.25 and float(noised) < -0.25
