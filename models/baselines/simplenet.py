@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from models.base import Config, Context, Detector, Images, ModelError, Prediction, Progress, no_progress
 from models.features import backbone, extract
+from models.nn.discriminator import TRAIN_BATCH, Discriminator, map_and_score, noise_loss, optimizer, start
 from models.nn.preprocess import Preprocess
 from models.nn.training import key_of, train
 from models.registry import register
@@ -39,7 +38,7 @@ class SimpleNetConfig(Config):
     noise_std: float = 0.015  # 3.3, 4.1
     margin: float = 0.5  # 3.4, th+ and th-
     epochs: int = 160  # 4.1; in the code 40 evaluations of 4 epochs each
-    train_batch: int = 8  # code; the paper's text says 4
+    train_batch: int = TRAIN_BATCH
     lr: float = 2e-4  # 4.1, discriminator, Adam with weight decay 1e-5
     adapter_lr: float = 1e-4  # 4.1, AdamW
     sigma: float = 4.0  # of the Gaussian that smooths the map, 3.5
@@ -78,24 +77,6 @@ def _average(x: Tensor, length: int) -> Tensor:
     return F.adaptive_avg_pool2d(x.unsqueeze(1), (length, x.shape[2]))[:, 0]
 
 
-class Discriminator(nn.Sequential):
-    """Two layers (3.4): features [n, dimension] -> normality [n, 1], high for normal."""
-
-    def __init__(self, dimension: int, hidden: int) -> None:
-        super().__init__(
-            nn.Linear(dimension, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, 1, bias=False)
-        )
-
-
-def noise_loss(
-    discriminator: nn.Module, real: Tensor, std: float, margin: float, noise: torch.Generator
-) -> Tensor:
-    """Hinge loss (3.4) of normal features [n, dimension] and of the same with Gaussian noise added (3.3)."""
-    fake = real + torch.randn(real.shape, generator=noise, device=real.device) * std
-    score_real, score_fake = discriminator(torch.cat([real, fake])).chunk(2)
-    return (margin - score_real).clamp_min(0).mean() + (margin + score_fake).clamp_min(0).mean()
-
-
 @register(
     "simplenet",
     presets={
@@ -121,9 +102,7 @@ class SimpleNet(Detector):
         self.backbone = backbone(config.backbone, config.layers, context.weights, context.device)
         self.adapter = nn.Linear(config.dimension, config.dimension)
         self.discriminator = Discriminator(config.dimension, config.hidden)
-        for module in (self.adapter, *self.discriminator):
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_normal_(module.weight)
+        start((self.adapter, *self.discriminator))
         self.adapter.to(context.device).eval()
         self.discriminator.to(context.device).eval()
 
@@ -144,7 +123,7 @@ class SimpleNet(Detector):
 
         optimizers = [
             torch.optim.AdamW(self.adapter.parameters(), lr=config.adapter_lr),
-            torch.optim.Adam(self.discriminator.parameters(), lr=config.lr, weight_decay=1e-5),
+            optimizer(self.discriminator, config.lr),
         ]
         return train(
             step, {"adapter": self.adapter, "discriminator": self.discriminator}, optimizers,
@@ -158,11 +137,7 @@ class SimpleNet(Detector):
             features = self._features(batch)
             adapted = self.adapter(features.flatten(2).transpose(1, 2))
             patches = -self.discriminator(adapted.flatten(0, 1)).view(len(batch), 1, *features.shape[-2:])
-        score = patches.flatten(1).amax(1)
-        maps = F.interpolate(patches, self.preprocess.output, mode="bilinear", align_corners=False)[:, 0].cpu().numpy()
-        sigma = self.config.sigma
-        smooth = np.stack([gaussian_filter(m, sigma) for m in maps]) if sigma > 0 else maps
-        return Prediction(torch.from_numpy(smooth).float(), score.float().cpu())
+        return Prediction(*map_and_score(patches, self.preprocess.output, self.config.sigma))
 
     def feature_maps(self, batch: Images) -> list[Tensor]:
         """Adapted features float32 [B, dimension, h, w], one map in a list, for ensembles."""

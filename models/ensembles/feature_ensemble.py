@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import Config, Context, Detector, Images, ModelError, Prediction, Progress, no_progress
-from models.baselines.simplenet import Discriminator, noise_loss
 from models.ensembles.members import Member, any_short, build_members, fit_members, hold_out
+from models.nn.discriminator import Discriminator, noise_loss
 from models.nn.pca import Covariance, loadings, positions, principal_components
 from models.nn.preprocess import Preprocess
 from models.nn.pseudo import pseudo_anomalies
