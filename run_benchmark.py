@@ -26,6 +26,8 @@ def parser() -> argparse.ArgumentParser:
     running.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds (0; for demo and suites their own)")
     running.add_argument("--weights", default="auto", metavar="DIR|auto|none",
                          help="pretrained weights: a directory, the library caches and download, or untrained (auto)")
+    running.add_argument("--weights-for", nargs="+", action="extend", default=[], metavar="TAG=FILE",
+                         help="take FILE instead of the weights that TAG names; every figure is marked")
     running.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:i]", help="where to compute (auto)")
     running.add_argument("--textures", default="", metavar="DIR|embedded",
                          help="natural pictures for methods that paste them as defects (none)")

@@ -84,15 +84,23 @@ def _options(args: argparse.Namespace) -> Any:
         if not sign or not key:
             raise UsageError(f"--set {text!r}: write field=value, for example --set epochs=5")
         settings[key] = value
+    weights_for = {}
+    for text in args.weights_for:
+        tag, sign, file = text.partition("=")
+        if not sign or not tag or not file or tag in weights_for:
+            raise UsageError(
+                f"--weights-for {text!r}: write one TAG=FILE per tag, for example vgg19.tv_in1k=weights/mine.pth"
+            )
+        weights_for[tag] = Path(file)
     size = _bytes(args.cache_size)
     if not 0 <= args.watch_test <= 200:
         raise UsageError(f"--watch-test {args.watch_test}: give 0 to 200")
     if args.workers < 1:
         raise UsageError(f"--workers {args.workers}: give 1 or more")
     return Options(
-        data_root=args.data_root, results=args.results, weights=args.weights, device=args.device,
-        textures=args.textures, metric_size=args.metric_size, settings=settings, keep_maps=args.keep_maps,
-        watch=args.watch_test,
+        data_root=args.data_root, results=args.results, weights=args.weights, weights_for=weights_for,
+        device=args.device, textures=args.textures, metric_size=args.metric_size, settings=settings,
+        keep_maps=args.keep_maps, watch=args.watch_test,
         cache_dir=args.results / "cache" if size else None, cache_size=size, time_limit=args.time_limit,
     )
 

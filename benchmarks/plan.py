@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ class Options:
     data_root: Path = Path("data")
     results: Path = Path("results")
     weights: str = "auto"
+    weights_for: Mapping[str, Path] = field(default_factory=dict)
     device: str = "auto"
     metric_size: str = "original"
     textures: str = ""
@@ -60,19 +59,14 @@ def _same_weights(record: Mapping[str, Any], job: Job) -> bool:
     """False when a weights file that the record names now has other content in the weights directory."""
     if job.weights in ("auto", "none"):
         return True
+    from models.weights import sha256
+
     for used in record["weights"].values():
-        if isinstance(used, dict):
-            found = [_sha256(path, path.stat().st_mtime_ns) for path in Path(job.weights).rglob(used["file"])]
+        if isinstance(used, dict) and not used.get("substitute"):  # those are in the job's key
+            found = [sha256(path) for path in Path(job.weights).rglob(used["file"])]
             if found and used["sha256"] not in found:
                 return False
     return True
-
-
-@lru_cache(maxsize=256)
-def _sha256(path: Path, mtime_ns: int) -> str:
-    """Hash of a file, read once for all units that use it; `mtime_ns` makes a changed file hash anew."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_plan(
@@ -123,6 +117,7 @@ def plan_units(
         if not Path(weights).is_dir():
             raise UsageError(f"--weights {weights}: not a directory; give auto, none or a directory of weight files")
         weights = str(Path(weights).resolve())
+    weights_for = tuple((tag, *_substitute(tag, file)) for tag, file in sorted(options.weights_for.items()))
     textures = options.textures
     if textures not in ("", "embedded"):
         if not Path(textures).is_dir():
@@ -155,8 +150,8 @@ def plan_units(
                 config_hash=_config_hash(method, config), modified=modified, fingerprint=data[1],
                 source=_source(dataset),
                 protocol=protocol, data_root=Path(options.data_root).resolve(),
-                results=Path(options.results).resolve(), weights=weights, device=options.device,
-                textures=textures if getattr(config, "textures", "") is None else "",
+                results=Path(options.results).resolve(), weights=weights, weights_for=weights_for,
+                device=options.device, textures=textures if getattr(config, "textures", "") is None else "",
                 keep_maps=options.keep_maps, watch=options.watch, cache_dir=options.cache_dir,
                 cache_size=options.cache_size, time_limit=options.time_limit,
                 settings=own,
@@ -166,6 +161,19 @@ def plan_units(
     unreadable = {f"{d}/{c}": text for (d, c), text in loaded.items() if isinstance(text, str)}
     jobs.sort(key=lambda job: (job.unit.dataset, job.unit.category, _sharing(job.config), job.unit.seed))
     return Plan(tuple(jobs), dict(absent or {}), unreadable)
+
+
+def _substitute(tag: str, file: Path) -> tuple[str, str]:
+    """Absolute path and sha256 of a file given instead of a tag's weights; UsageError when it holds none."""
+    from models.weights import read, sha256
+
+    if not file.is_file():
+        raise UsageError(f"--weights-for {tag}={file}: no such file")
+    try:
+        read(file)
+    except ModelError as error:
+        raise UsageError(f"--weights-for {tag}={file}: {error}") from error
+    return str(file.resolve()), sha256(file)
 
 
 def _source(dataset: str) -> str:

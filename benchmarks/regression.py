@@ -91,6 +91,7 @@ def make_baseline(records: Sequence[Mapping[str, Any]], command: str) -> dict[st
                 "config_hash": group[0]["config_hash"], "dataset_fingerprint": group[0]["dataset_fingerprint"],
                 "protocol": dict(zip(PROTOCOL, _protocol(group[0]), strict=True)),
                 "untrained": "untrained" in group[0]["marks"],
+                **({"other_weights": True} if "other_weights" in group[0]["marks"] else {}),
             })
     if not entries:
         raise UsageError("no finished records to make a baseline from; run the units first")
@@ -204,7 +205,7 @@ def _cannot_judge(entry: Mapping[str, Any], found: Sequence[Mapping[str, Any] | 
             return "other data"
         if record["config_hash"] != entry["config_hash"]:
             return "other settings"
-        if ("untrained" in record["marks"]) != entry["untrained"]:
+        if any((mark in record["marks"]) != entry.get(mark, False) for mark in ("untrained", "other_weights")):
             return "other weights"
     return ""
 

@@ -47,7 +47,7 @@ class Shared:
     def for_job(self, job: Job) -> Shared:
         """Empty what the job's category, data, weights, device or seed has no use for."""
         unit = job.unit
-        key = (unit.dataset, unit.category, job.fingerprint, job.weights, job.device)
+        key = (unit.dataset, unit.category, job.fingerprint, job.weights, job.weights_for, job.device)
         if key != self.key:
             from models.features import FeatureCache
 
@@ -213,7 +213,7 @@ def _run(
         import torch
 
         seed_everything(job.unit.seed)
-        weights = WeightStore(job.weights)
+        weights = WeightStore(job.weights, substitutes={tag: Path(file) for tag, file, _ in job.weights_for})
         context = Context(
             device=torch.device(device), seed=job.unit.seed, weights=weights, scratch=scratch,
             features=shared.features,
@@ -264,10 +264,14 @@ def _run(
         "test_good": good, "test_anomalous": len(category.test) - good, "sizes": scored.sizes,
     }
     record["weights"] = dict(weights.used)
+    unasked = [
+        f"--weights-for {tag}: no network of this unit asked for these weights"
+        for tag in weights.substitutes if tag not in weights.used
+    ]
     if watch is not None and watch.log():
         log = {**(log or {}), "watched_on_test": watch.log()}
     record["training"], series = history.split(log or {})
-    record["notes"] = [*category.notes, *warnings, *scored.notes, *remarks, *(watch.notes() if watch else ())]
+    record["notes"] = [*category.notes, *warnings, *scored.notes, *remarks, *unasked, *(watch.notes() if watch else ())]
     record["features"] = _features(shared.features.stats)
     if job.config.precision != "float32":
         record["protocol"]["precision"] = job.config.precision
@@ -292,6 +296,7 @@ def _marks(job: Job, weights: dict[str, Any], notes: Sequence[str]) -> list[str]
         mark
         for mark, holds in (
             ("untrained", any(value == "untrained" for value in weights.values())),
+            ("other_weights", any(isinstance(value, dict) and value.get("substitute") for value in weights.values())),
             ("reduced", bool(notes)),
             ("short", job.config.short),
             ("modified", job.modified or job.textures == "embedded"),

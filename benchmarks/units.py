@@ -82,6 +82,7 @@ class Job:
     data_root: Path
     results: Path
     weights: str = "auto"  # 'auto', 'none' or a directory
+    weights_for: tuple[tuple[str, str, str], ...] = ()  # tag, file taken instead of what it names, the file's sha256
     device: str = "auto"
     textures: str = ""  # source of natural pictures for methods that paste them: a directory, 'embedded', or none
     keep_maps: bool = False
@@ -98,7 +99,11 @@ class Job:
 
         trained = "none" if self.weights == "none" else "pretrained"
         parts = [self.config_hash, self.fingerprint, VERSION, self.protocol.metric_size, trained]
-        return digest([*parts, Path(self.textures).name] if self.textures else parts, 10)
+        if self.textures:
+            parts.append(Path(self.textures).name)
+        if self.weights_for:
+            parts.append({tag: sha256 for tag, _, sha256 in self.weights_for})
+        return digest(parts, 10)
 
     def command(self) -> str:
         """The command that repeats this unit; paths are left for the reader to fill in."""
@@ -108,6 +113,7 @@ class Job:
             f"--categories {self.unit.category}", f"--seeds {self.unit.seed}",
             f"--metric-size {self.protocol.metric_size}",
             "--weights none" if self.weights == "none" else "--weights DIR" if self.weights != "auto" else "",
+            *(f"--weights-for {tag}={Path(file).name}" for tag, file, _ in self.weights_for),
             f"--textures {self.textures if self.textures == 'embedded' else 'DIR'}" if self.textures else "",
             *(f"--set {key}={value}" for key, value in self.settings.items()),
         ]

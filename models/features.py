@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.base import Images, ModelError
 from models.nn.memory import available, in_parts, note
 from models.nn.preprocess import Preprocess
-from models.weights import IGNORED, TORCHVISION, WeightStore, load_into
+from models.weights import TORCHVISION, WeightStore, load_into
 
 RESNET18 = "resnet18.tv_in1k"
 WIDE50 = "wide_resnet50_2.tv_in1k"
@@ -142,9 +142,7 @@ def backbone(tag: str, layers: Sequence[str], store: WeightStore, device: torch.
         net = Backbone(architecture(tag), tag, layers)
     net.eval().requires_grad_(False)
     _prune(net)
-    # the names a weights file uses: of the modules that run, without the counters that inference never reads
-    needed = [key for key in net.net.state_dict() if not key.endswith(IGNORED)]
-    state = store.load(tag, needed)
+    state = store.load(tag, net.net.state_dict())  # of the modules that run
     if state is not None:
         load_into(net.net, state, tag)
         net.identity = (tag, store.used[tag]["sha256"])  # type: ignore[index]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.errors import ModelError
+from models.errors import ModelError, near
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 IGNORED = "num_batches_tracked"  # a counter of batch norm that inference never reads; older files lack it
@@ -32,37 +32,53 @@ class WeightStore:
     mode: 'auto' searches the caches of torch hub and Hugging Face and then downloads; 'none' gives None for every tag
         (the method runs untrained); anything else is a directory that is searched with its subfolders.
     urls: tag -> address, tried before the libraries' own addresses in mode 'auto' (a mirror, file:// included).
-    used: tag -> {'sha256': full hex, 'file': base name} or 'untrained', filled by every `load`.
+    substitutes: tag -> file taken for it in every mode, though it holds other weights than the tag names.
+    used: tag -> {'sha256': full hex, 'file': base name} or 'untrained', filled by every `load`; a substitute has
+        'substitute': True besides.
     """
 
-    def __init__(self, mode: str | Path, urls: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, mode: str | Path, urls: Mapping[str, str] | None = None, substitutes: Mapping[str, Path] | None = None
+    ) -> None:
         self.mode = str(mode)
         self.urls = dict(urls or {})
-        self.used: dict[str, dict[str, str] | str] = {}
+        self.substitutes = dict(substitutes or {})
+        self.used: dict[str, dict[str, Any] | str] = {}
         self.directory = None if self.mode in ("auto", "none") else Path(mode)
         if self.directory is not None and not self.directory.is_dir():
             raise WeightsError(f"weights directory {self.directory} does not exist; give a directory, 'auto' or 'none'")
 
-    def load(self, tag: str, needed: Iterable[str] | None = None) -> dict[str, Tensor] | None:
+    def fresh(self) -> WeightStore:
+        """A store with the same sources that has given nothing yet."""
+        return WeightStore(self.mode, self.urls, self.substitutes)
+
+    def load(
+        self, tag: str, needed: Mapping[str, Tensor] | Iterable[str] | None = None
+    ) -> dict[str, Tensor] | None:
         """The tensors of `tag` under their torchvision/timm key names, or None in mode 'none'.
 
-        With `needed` only those keys are returned, and a file without one of them is passed over.
+        With `needed`, names or a network's state, only those keys are returned (but for counters of batch norm), and a
+        file that lacks one, or has it in another shape than the network, is passed over.
         Raises WeightsError when there is no such file or none that can be used.
         """
-        if self.mode == "none":
+        if self.mode == "none" and tag not in self.substitutes:
             self.used[tag] = "untrained"
             return None
-        keys = None if needed is None else list(needed)
-        lacking: list[str] = []
-        for path in self._files(tag):
+        if needed is not None and not isinstance(needed, Mapping):
+            needed = dict.fromkeys(needed)
+        unfit: list[str] = []
+        for path in [self.substitutes[tag]] if tag in self.substitutes else self._files(tag):
             state = read(path)
-            missing = [key for key in keys or () if key not in state]
-            if missing:
-                lacking.append(f"{path.name} lacks {len(missing)} of {len(keys or ())} keys, first {missing[0]!r}")
-                continue
-            self.used[tag] = {"sha256": _sha256(path, path.stat().st_mtime_ns), "file": path.name}
-            return state if keys is None else {key: state[key] for key in keys}
-        raise WeightsError(self._not_found(tag, lacking))
+            if needed is not None:
+                if why := _misfit(state, needed):
+                    unfit.append(f"{path.name} {why}")
+                    continue
+                state = {key: state[key] for key in needed if key in state}
+            self.used[tag] = {"sha256": sha256(path), "file": path.name}
+            if tag in self.substitutes:
+                self.used[tag]["substitute"] = True
+            return state
+        raise WeightsError(self._not_found(tag, unfit))
 
     def _files(self, tag: str) -> Iterator[Path]:
         """Candidate files, best first; in mode 'auto' the download comes last."""
@@ -75,16 +91,32 @@ class WeightStore:
                 yield path
 
     def _not_found(self, tag: str, lacking: list[str]) -> str:
+        if tag in self.substitutes:
+            given = f"--weights-for {tag}={self.substitutes[tag]}"
+            return f"{given}: {'; '.join(lacking)}; give a file that fits the network"
+        given = near(tag, self.substitutes)
         names = f"{tag}.pth, {tag}.pt or {tag}.safetensors (a partial file: {tag}.<anything>.pth)"
         if self.directory is not None:
             if lacking:
                 return f"weights {tag!r} in {self.directory}: {'; '.join(lacking)}; put a complete file there: {names}"
-            return f"weights {tag!r} not found in {self.directory}; put one of these there: {names}"
+            return f"weights {tag!r} not found in {self.directory}{given}; put one of these there: {names}"
         found = f" ({'; '.join(lacking)})" if lacking else ""
         return (
-            f"weights {tag!r} not in the caches of torch hub and Hugging Face and not to be downloaded{found}; "
+            f"weights {tag!r} not in the caches of torch hub and Hugging Face and not to be downloaded{found}{given}; "
             f"put {names} in a directory and give it as --weights DIR, or run untrained with --weights none"
         )
+
+
+def _misfit(state: Mapping[str, Tensor], needed: Mapping[str, Tensor | None]) -> str:
+    """The first layer, in the network's order, that `state` lacks or has in another shape; empty when all fit."""
+    wanted = {key: tensor for key, tensor in needed.items() if not key.endswith(IGNORED)}
+    missing = [key for key in wanted if key not in state]
+    for key, tensor in wanted.items():
+        if key not in state:
+            return f"lacks {len(missing)} of {len(wanted)} keys, first {key!r}"
+        if tensor is not None and state[key].shape != tensor.shape:
+            return f"has {key!r} of shape {tuple(state[key].shape)}, the network needs {tuple(tensor.shape)}"
+    return ""
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -129,9 +161,13 @@ def read(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-@lru_cache(maxsize=64)
+def sha256(path: Path) -> str:
+    """Full hash of a file, read once and again only when the file has changed."""
+    return _sha256(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
 def _sha256(path: Path, mtime_ns: int) -> str:
-    """Full hash of a file; `mtime_ns` makes a changed file hash anew."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -183,7 +219,7 @@ def _verified(path: Path) -> Path:
     """Compare a downloaded file with the hash in its name (`resnet18-f37072fd.pth`), where there is one."""
     expected = path.stem.rpartition("-")[2]
     if len(expected) >= 8 and all(c in "0123456789abcdef" for c in expected):
-        digest = _sha256(path, path.stat().st_mtime_ns)
+        digest = sha256(path)
         if not digest.startswith(expected):
             path.unlink()
             raise WeightsError(f"download of {path.name} has SHA-256 {digest[:8]}..., not {expected}...; try again")

@@ -24,7 +24,6 @@ from models import registry
 from models.base import Config, Context, Detector, Images, ModelError, Progress
 from models.features import current_precision
 from models.nn.training import split
-from models.weights import WeightStore
 
 
 @dataclass
@@ -138,7 +137,7 @@ def build_members(
 
 
 def _build(spec: str, name: str, config: Config, context: Context) -> Member:
-    store = WeightStore(context.weights.mode, context.weights.urls)
+    store = context.weights.fresh()
     scratch = context.scratch / "members" / _slug(spec) if context.scratch else None
     with _random_state(context.seed, context.device):
         detector = registry.method_class(name)(config, replace(context, weights=store, scratch=scratch))

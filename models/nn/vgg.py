@@ -23,7 +23,7 @@ def vgg_features(tag: str, store: WeightStore, last: int | None = None) -> nn.Se
         if isinstance(layer, nn.ReLU):
             layer.inplace = False
     named = nn.ModuleDict({"features": layers})  # the names a weights file uses
-    state = store.load(tag, list(named.state_dict()))
+    state = store.load(tag, named.state_dict())
     if state is not None:
         load_into(named, state, tag)
     return layers

@@ -21,7 +21,7 @@ from models.nn.ssim import ssim
 from models.nn.training import autocast, key_of, load_pictures, split, train
 from models.nn.vgg import vgg_features
 from models.registry import register
-from models.weights import IGNORED, WeightStore, load_into
+from models.weights import WeightStore, load_into
 
 Encoder = Literal["own", "vgg16", "resnet50"]
 COLLAPSED = 1e-5  # spread of a code in (0, 1) over the training pictures, below which it carries nothing
@@ -96,8 +96,7 @@ class Pretrained(nn.Module):
         self.channels = 2048
         net = resnet50(weights=None)
         net.fc = nn.Identity()
-        needed = [key for key in net.state_dict() if not key.endswith(IGNORED)]
-        state = store.load("resnet50.tv_in1k", needed)
+        state = store.load("resnet50.tv_in1k", net.state_dict())
         if state is not None:
             load_into(net, state, "resnet50.tv_in1k")
         if fine_grid:

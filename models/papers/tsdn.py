@@ -27,7 +27,7 @@ from models.nn.superpixels import fill, label_all
 from models.nn.training import autocast, key_of, load_pictures
 from models.nn.training import train as train_loop
 from models.registry import register
-from models.weights import IGNORED, WeightStore, load_into
+from models.weights import WeightStore, load_into
 
 CHECKPOINT_S = 60.0  # seconds between checkpoints
 POOLED = 11  # side that skip maps are averaged to before their estimators (skip_filter=fne); F's own side at 352 px
@@ -156,7 +156,7 @@ def make_encoder(tag: str, store: WeightStore) -> tuple[nn.Module, list[int]]:
         raise ModelError(f"tsdn: timm has no network of features for encoder={tag!r}: {error}") from error
     if net.feature_info.reduction() != [2, 4, 8, 16, 32]:
         raise ModelError(f"tsdn: encoder={tag!r} has scales {net.feature_info.reduction()}; 2, 4, 8, 16, 32 are needed")
-    state = store.load(tag, [key for key in net.state_dict() if not key.endswith(IGNORED)])
+    state = store.load(tag, net.state_dict())
     if state is not None:
         load_into(net, state, tag)
     return net, net.feature_info.channels()

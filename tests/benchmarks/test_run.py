@@ -68,6 +68,60 @@ def test_weights_of_a_folder_are_part_of_what_is_resumed(cli: Cli, data_root: Pa
     assert Store(results).records()[0]["weights"]["resnet18.tv_in1k"]["file"] == "resnet18.tv_in1k.pth"
 
 
+def test_substitute_weights_are_named_marked_and_another_record(cli: Cli, data_root: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    import torch
+    from torchvision.models import resnet18
+
+    results = tmp_path / "results"
+    command = ["run", "--datasets", "parts", "--categories", "nut", "--data-root", data_root, "--results", results,
+               "--weights", "none", "--device", "cpu", "--quiet", "--methods", "padim@demo"]
+    untrained = cli(*command)
+    assert untrained.returncode == 0 and "†" in untrained.stdout and "△" not in untrained.stdout
+    files = []
+    for name in ("one.pth", "two.pth"):  # other content is another record; the same content is not run again
+        files.append(tmp_path / name)
+        torch.save(resnet18().state_dict(), files[-1])
+        for count in ("1 run now", "0 run now"):
+            done = cli(*command, "--weights-for", f"resnet18.tv_in1k={files[-1]}")
+            assert done.returncode == 0 and count in done.stderr, done.stderr
+    records = [r for r in Store(results).records() if r["marks"] != ["untrained", "short"]]
+    used = [r["weights"]["resnet18.tv_in1k"] for r in records]
+    assert sorted(used, key=lambda u: u["file"]) == [
+        {"sha256": hashlib.sha256(f.read_bytes()).hexdigest(), "file": f.name, "substitute": True} for f in files
+    ]
+    assert all("other_weights" in r["marks"] and "untrained" not in r["marks"] for r in records)
+    assert "△" in done.stdout and "other pretrained weights than the preset names" in done.stdout
+    assert any("--weights-for resnet18.tv_in1k=two.pth" in r["environment"]["command"] for r in records)
+
+
+def test_a_substitute_that_nobody_asks_for_is_noted(cli: Cli, data_root: Path, tmp_path: Path) -> None:
+    import torch
+
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pth")
+    done = cli(*run_args(data_root, tmp_path, "--methods", "fake", "--weights-for", f"vgg19.tv_in1k={tmp_path}/a.pth"))
+    assert done.returncode == 0, done.stderr
+    for record in Store(tmp_path).records():
+        assert "other_weights" not in record["marks"] and record["weights"] == {}
+        assert "--weights-for vgg19.tv_in1k: no network of this unit asked for these weights" in record["notes"]
+
+
+def test_a_substitute_of_another_shape_names_the_first_layer_before_training(
+    cli: Cli, data_root: Path, tmp_path: Path
+) -> None:
+    import torch
+    from torchvision.models import vgg11
+
+    torch.save(vgg11().features.state_dict(prefix="features."), tmp_path / "v.pth")
+    done = cli(*run_args(data_root, tmp_path, "--methods", "gen_encdec@quick", "--categories", "nut",
+                         "--weights-for", f"vgg19.tv_in1k={tmp_path / 'v.pth'}"))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    (failed,) = Store(tmp_path).records(failed=True)
+    assert failed["error"]["phase"] == "build"
+    assert "v.pth lacks" in failed["error"]["message"] and "first 'features.2.weight'" in failed["error"]["message"]
+
+
 def test_the_same_unit_twice_gives_the_same_metrics_bit_for_bit(cli: Cli, data_root: Path, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         assert cli(*run_args(data_root, tmp_path / folder, "--methods", "fake@noisy", "--seeds", 5)).returncode == 0
@@ -105,6 +159,10 @@ def test_constant_scores_are_half_and_noted(cli: Cli, data_root: Path, tmp_path:
     (["--methods", "fake", "--categories", "nutt"], "did you mean 'nut'"),
     (["--methods", "fake", "--metric-size", "big"], "--metric-size 'big'"),
     (["--methods", "fake", "--weights", "no/such"], "--weights no/such: not a directory"),
+    (["--methods", "fake", "--weights-for", "vgg19.tv_in1k"], "write one TAG=FILE per tag"),
+    (["--methods", "fake", "--weights-for", "v.tv=a.pth", "v.tv=b.pth"], "write one TAG=FILE per tag"),
+    (["--methods", "fake", "--weights-for", "vgg19.tv_in1k=no/such"], "no/such: no such file"),
+    (["--methods", "fake", "--weights-for", f"vgg19.tv_in1k={__file__}"], "cannot be read as weights"),
     (["--methods", "fake", "--seeds", "-1"], "--seeds"),
     (["--methods", "fake", "--workers", "0"], "--workers 0"),
     (["--methods", "fake", "--cache-size", "lots"], "--cache-size 'lots'"),

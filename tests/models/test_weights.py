@@ -72,6 +72,33 @@ def test_partial_file_is_taken_exactly_when_it_suffices(tmp_path):
     assert store.used[TAG]["file"] == f"{TAG}.whole.pth"
 
 
+@pytest.mark.parametrize("mode", ["none", "auto", "directory"])
+def test_a_substitute_is_taken_in_every_mode_and_named(tmp_path, hub, mode):
+    torch.save(STATE, tmp_path / "other.pth")
+    store = WeightStore(tmp_path if mode == "directory" else mode, substitutes={TAG: tmp_path / "other.pth"})
+    for each in (store, store.fresh()):
+        assert set(each.load(TAG, ["a.weight"])) == {"a.weight"}
+        digest = hashlib.sha256((tmp_path / "other.pth").read_bytes()).hexdigest()
+        assert each.used == {TAG: {"sha256": digest, "file": "other.pth", "substitute": True}}
+
+
+def test_a_substitute_that_does_not_fit_names_the_first_layer_in_the_networks_order(tmp_path):
+    torch.save(STATE, tmp_path / "other.pth")
+    store = WeightStore("none", substitutes={TAG: tmp_path / "other.pth"})
+    first = {"a.weight": torch.zeros(3, 2), "c": torch.zeros(1)}
+    with pytest.raises(WeightsError, match=r"--weights-for resnet18.*'a\.weight' of shape \(2, 3\).*needs \(3, 2\)"):
+        store.load(TAG, first)
+    with pytest.raises(WeightsError, match=r"other\.pth lacks 1 of 2 keys, first 'c'"):
+        store.load(TAG, {"c": torch.zeros(1), "a.weight": torch.zeros(3, 2)})
+    assert store.used == {}
+
+
+def test_a_misspelt_substitute_is_hinted_at(tmp_path):
+    torch.save(STATE, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"did you mean 'resnet18\.tv_in1'"):
+        WeightStore(tmp_path, substitutes={"resnet18.tv_in1": tmp_path / "other.pth"}).load(TAG)
+
+
 @pytest.mark.parametrize("keep", [0, 10, 400])
 def test_truncated_file_is_named(tmp_path, keep):
     torch.save(STATE, tmp_path / "whole")

@@ -13,6 +13,7 @@ from benchmarks.report.numbers.suites import ANY, Line, Need, TableSpec
 
 MARKS = {
     "untrained": ("†", "a network in it ran with random instead of pretrained weights"),
+    "other_weights": ("△", "a network in it ran with other pretrained weights than the preset names"),
     "reduced": ("‡", "the data differ from the full public set"),
     "short": ("§", "trained on a shortened schedule"),
     "modified": ("¶", "settings differ from the preset"),
