@@ -159,7 +159,7 @@ def _say(text: str) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from benchmarks.plan import make_plan
-    from benchmarks.report.numbers import tables
+    from benchmarks.report import views
 
     plan = make_plan(
         args.methods, args.datasets, _options(args), categories=args.categories,
@@ -168,7 +168,7 @@ def _run(args: argparse.Namespace) -> int:
     _some_units(plan, args)
     code, records = _launch(args, plan)
     if records:
-        print(tables.overview(records, absent=plan.absent))
+        print(views.overview(records, absent=plan.absent))
     return code
 
 
@@ -192,7 +192,7 @@ def _demo(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from benchmarks.plan import Options, make_plan
-    from benchmarks.report.numbers import tables
+    from benchmarks.report import views
     from datasets import demo
     from models import registry
 
@@ -207,15 +207,15 @@ def _demo(args: argparse.Namespace) -> int:
         options = replace(options, weights="none")  # the demo needs no network
     plan = make_plan(specs, DEMO_DATASETS, options, seeds=_seeds(args.seeds))
     code, records = _launch(args, plan)
-    written = tables.write_suite("demo", records, Path(args.results) / "tables")
-    print(tables.suite_text("demo", records))
+    written = views.write_suite("demo", records, Path(args.results) / "tables")
+    print(views.suite_text("demo", records))
     _say(f"tables written to {', '.join(sorted({str(p.parent) for p in written}))}")
     return code
 
 
 def _reproduce(args: argparse.Namespace) -> int:
     from benchmarks import reproduce
-    from benchmarks.report.numbers import tables
+    from benchmarks.report import views
 
     papers, options = reproduce.papers(args.paper), _options(args)
     plan, said = reproduce.make_plan(
@@ -239,10 +239,10 @@ def _reproduce(args: argparse.Namespace) -> int:
     folder = Path(args.results) / "tables"
     quick = args.quick or None
     for paper in papers:
-        written = tables.write_suite(paper, records, folder, only=args.table, quick=quick)
+        written = views.write_suite(paper, records, folder, only=args.table, quick=quick)
         _say(f"{paper}: {len(written)} files in {folder / paper}")
         if len(papers) == 1 and not args.no_run:
-            print(tables.suite_text(paper, records, only=args.table, quick=quick))
+            print(views.suite_text(paper, records, only=args.table, quick=quick))
     if args.keep_maps:
         from benchmarks.report.drawings import drawn
 
@@ -266,27 +266,31 @@ def _records(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _table(args: argparse.Namespace) -> int:
     from benchmarks import reproduce
+    from benchmarks.report import views
     from benchmarks.report.numbers import tables
 
     paper, _, table = args.table.partition("/")
     records = [*_records(args), *reproduce.counted([paper], table, args.data_root)]
-    print(tables.render(tables.build(paper, table, records, mixed=args.mixed), args.format))
+    print(views.render(tables.build(paper, table, records, mixed=args.mixed), args.format))
     return 0
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from benchmarks.report.numbers import compare
+    from benchmarks.report import views
     from benchmarks.report.numbers.pool import pool
     from models import registry
 
     specs = ["@".join(registry.parse(m)) for m in args.methods]
     records = [r for r in _records(args) if r["unit"]["dataset"] in args.datasets]
-    print(compare.compare(records, specs, metric=args.metric, fmt=args.format, mixed=args.mixed))
+    print(views.comparison(records, specs, metric=args.metric, form=args.format, mixed=args.mixed))
     if args.plot:
+        from benchmarks.report.drawings.comparison import plot
+        from benchmarks.report.numbers.compare import comparisons
+
         args.plot.mkdir(parents=True, exist_ok=True)
-        for one in compare.comparisons(pool(records), specs, [args.metric] if args.metric else None, args.mixed):
+        for one in comparisons(pool(records), specs, [args.metric] if args.metric else None, args.mixed):
             name = re.sub(r"[^\w.@-]+", "_", f"{one.metric}.png")
-            compare.plot(one, args.plot / name)
+            plot(one, args.plot / name)
             _say(f"plot written to {args.plot / name}")
     return 0
 
@@ -362,7 +366,7 @@ def _overlays(
     import numpy as np
     import tifffile
 
-    from benchmarks.report.drawings import drawn, figures
+    from benchmarks.report.drawings import drawn, overlays
     from datasets.images import decode, decode_mask
 
     maps = Path(args.results) / "maps"
@@ -377,7 +381,7 @@ def _overlays(
             continue
         found = {n: tifffile.imread(folder / unit["category"] / "test" / f"{n}.tiff") for n in chosen}
         examples = [
-            figures.Example(
+            overlays.Example(
                 decode(samples[n][0]), np.max([decode_mask(m) for m in samples[n][1]], 0) if samples[n][1] else None,
                 found[n], n, _panels(folder / unit["category"] / "test" / n),
             )
@@ -387,7 +391,7 @@ def _overlays(
         path = out / drawn.file_name(
             spec, unit["dataset"], unit["category"], *([f"seed{unit['seed']}"] if unit["seed"] else [])
         )
-        figures.overlay_grid(examples, path, title=f"{spec}, {unit['category']}", colormap=colormap)
+        overlays.overlay_grid(examples, path, title=f"{spec}, {unit['category']}", colormap=colormap)
         written.append(path)
     return written
 

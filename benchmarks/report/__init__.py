@@ -1,1 +1,1 @@
-"""Views over records and published numbers: tables, comparisons, figures, HTML."""
+"""Views over records and published numbers: numbers, then text and drawings, then pages; `views` calls them."""

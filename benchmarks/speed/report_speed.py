@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.report.numbers import suites, tables
+from benchmarks.report import views
+from benchmarks.report.numbers import suites
 from benchmarks.report.pages import html
 from benchmarks.store import SCHEMA, Store
 from datasets.catalog import OFFICIAL
@@ -86,8 +87,8 @@ def main() -> None:
         begin, wall = time.process_time(), time.perf_counter()
         records = Store(root).records()
         for suite in suites.all():
-            tables.write_suite(suite.paper, records, root / "tables")
-        tables.overview(records)
+            views.write_suite(suite.paper, records, root / "tables")
+        views.overview(records)
         between = time.process_time()
         html.write(root / "report", records, results=root)
         end = time.process_time()

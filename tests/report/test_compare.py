@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from scipy import stats
 
+from benchmarks.report import views
+from benchmarks.report.drawings.comparison import plot
 from benchmarks.report.numbers import compare
 from benchmarks.report.numbers.pool import ReportError, pool
 
@@ -53,7 +55,7 @@ def test_categories_that_one_method_lacks_are_left_out_and_named(record) -> None
     result = compare.comparisons(pool(runs), ["a@x", "b@x", "c@x"])[0]
     assert result.categories == [f"mvtec_ad/{c}" for c in CATEGORIES if c != "grid"]
     assert any("mvtec_ad/grid" in line and "b@x" in line for line in result.caveats)
-    text = compare.compare(runs, ["a@x", "b@x", "c@x"])
+    text = views.comparison(runs, ["a@x", "b@x", "c@x"])
     row = next(line for line in text.splitlines() if "Mean over 7 categories" in line)
     assert "—" in row
 
@@ -75,23 +77,23 @@ def test_identical_methods_differ_in_nothing(record) -> None:
 
 def test_unknown_method_and_metric(record) -> None:
     with pytest.raises(ReportError, match=r"no record of zzz@x.*a@x"):
-        compare.compare(_runs(record), ["zzz@x"])
+        views.comparison(_runs(record), ["zzz@x"])
     with pytest.raises(ReportError, match="no record has the metric"):
-        compare.compare(_runs(record), ["a@x"], metric="f1")
+        views.comparison(_runs(record), ["a@x"], metric="f1")
 
 
 def test_mixed_protocols(record) -> None:
     runs = [*_runs(record, ("a@x",)), *(record("b@x", c, size=256, image_auroc=0.5) for c in CATEGORIES)]
     with pytest.raises(ReportError, match="protocols"):
-        compare.compare(runs, ["a@x", "b@x"])
-    assert "256 x 256" in compare.compare(runs, ["a@x", "b@x"], mixed=True)
+        views.comparison(runs, ["a@x", "b@x"])
+    assert "256 x 256" in views.comparison(runs, ["a@x", "b@x"], mixed=True)
 
 
-@pytest.mark.parametrize("fmt", ["md", "html", "csv", "latex"])
-def test_formats(record, fmt: str) -> None:
-    text = compare.compare(_runs(record), ["a@x", "b@x"], fmt=fmt)
+@pytest.mark.parametrize("form", ["md", "html", "csv", "latex"])
+def test_formats(record, form: str) -> None:
+    text = views.comparison(_runs(record), ["a@x", "b@x"], form=form)
     assert "a@x" in text
-    if fmt in ("md", "html"):
+    if form in ("md", "html"):
         assert "Wilcoxon" in text and "training (s)" in text and "cpu: test" in text
 
 
@@ -101,6 +103,6 @@ def test_spread_over_seeds_and_plots(record, tmp_path) -> None:
         for m, values in (("a@x", A), ("b@x", B)) for c, v in zip(CATEGORIES, values, strict=True) for s in (0, 1)
     ]
     result = compare.comparisons(pool(runs), ["a@x", "b@x"])[0]
-    assert compare._spread(result, 0) == pytest.approx(2 / 2**0.5)
-    assert compare.plot(result, tmp_path / "bars.png").stat().st_size > 1000
-    assert compare.plot(_one(record), tmp_path / "cd.png").stat().st_size > 1000
+    assert compare.spread(result, 0) == pytest.approx(2 / 2**0.5)
+    assert plot(result, tmp_path / "bars.png").stat().st_size > 1000
+    assert plot(_one(record), tmp_path / "cd.png").stat().st_size > 1000

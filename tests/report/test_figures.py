@@ -10,34 +10,34 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.report.drawings import figures
+from benchmarks.report.drawings import comparison, overlays, plots
 
 
-def _example(peak: float) -> figures.Example:
+def _example(peak: float) -> overlays.Example:
     rng = np.random.default_rng(0)
     anomaly = rng.random((32, 40)) * 0.1
     anomaly[8:16, 10:20] = peak
     mask = np.zeros((64, 80), bool)
     mask[16:32, 20:40] = True
-    return figures.Example(rng.integers(0, 255, (64, 80, 3)).astype(np.uint8), mask, anomaly, "cut $x$ <b>")
+    return overlays.Example(rng.integers(0, 255, (64, 80, 3)).astype(np.uint8), mask, anomaly, "cut $x$ <b>")
 
 
 def test_one_colour_scale_for_all_maps() -> None:
     strong, weak = _example(1.0), _example(0.3)
-    low, high = figures.limits([strong.anomaly_map, weak.anomaly_map])
+    low, high = overlays.limits([strong.anomaly_map, weak.anomaly_map])
     assert low < 0.1 and high == pytest.approx(1.0)
-    bright = figures.colour(strong.anomaly_map, low, high)[10, 12].astype(int).sum()
-    assert bright > figures.colour(weak.anomaly_map, low, high)[10, 12].astype(int).sum()
+    bright = overlays.colour(strong.anomaly_map, low, high)[10, 12].astype(int).sum()
+    assert bright > overlays.colour(weak.anomaly_map, low, high)[10, 12].astype(int).sum()
 
 
 def test_colour_scale_survives_odd_maps() -> None:
-    assert figures.limits([np.full((4, 4), 3.0)]) == (3.0, 4.0)
-    assert figures.limits([np.full((4, 4), np.nan)]) == (0.0, 1.0)
+    assert overlays.limits([np.full((4, 4), 3.0)]) == (3.0, 4.0)
+    assert overlays.limits([np.full((4, 4), np.nan)]) == (0.0, 1.0)
 
 
 def test_overlay_has_the_size_of_the_picture_and_marks_the_defect() -> None:
     example = _example(1.0)
-    shown = figures.overlay(np.zeros_like(example.picture), example.anomaly_map, 0.0, 1.0)
+    shown = overlays.overlay(np.zeros_like(example.picture), example.anomaly_map, 0.0, 1.0)
     assert shown.shape == example.picture.shape and shown.dtype == np.uint8
     inside, outside = shown[24, 30].astype(int).sum(), shown[50, 5].astype(int).sum()
     assert inside > outside + 100
@@ -45,8 +45,8 @@ def test_overlay_has_the_size_of_the_picture_and_marks_the_defect() -> None:
 
 def test_jet_differs_from_the_default() -> None:
     example = _example(1.0)
-    a = figures.overlay(example.picture, example.anomaly_map, 0, 1)
-    b = figures.overlay(example.picture, example.anomaly_map, 0, 1, colormap=figures.LIKENESS)
+    a = overlays.overlay(example.picture, example.anomaly_map, 0, 1)
+    b = overlays.overlay(example.picture, example.anomaly_map, 0, 1, colormap=overlays.LIKENESS)
     assert (a != b).any()
 
 
@@ -54,15 +54,15 @@ def _draw_all(folder: Path) -> list[Path]:
     fpr = np.linspace(0, 1, 50)
     ranks = {"a@x": 1.2, "b@x": 2.0, "c@x": 2.8}
     return [
-        figures.overlay_grid([_example(1.0), _example(0.3)], folder / "grid.png", title="wood"),
-        figures.curves([{"label": "a", "fpr": fpr, "tpr": fpr**0.2}], folder / "roc.png"),
-        figures.curves([{"label": "a", "fpr": fpr, "pro": fpr**0.3}], folder / "pro.png", kind="pro", limit=0.3),
-        figures.curves([{"label": "a", "fpr": fpr, "spro": fpr**0.3}], folder / "spro.png", kind="spro", limit=0.05),
-        figures.histogram({"good": [0.1, 0.2], "cut": [0.5, 0.9, float("nan")]}, folder / "hist.png", threshold=0.3),
-        figures.heat_table({"a": {"x": 90.0, "y": None}, "b": {"x": 80.0, "y": 70.0}}, folder / "heat.png"),
-        figures.losses({"total": [1.0, 0.1, 0.01]}, folder / "loss.png"),
-        figures.bars({"a": 91.0, "b": 85.0}, folder / "bars.png", spread={"a": 1.0, "b": None}, ylabel="AUROC (%)"),
-        figures.critical_difference(ranks, 1.0, folder / "cd.png", title="AUROC"),
+        overlays.overlay_grid([_example(1.0), _example(0.3)], folder / "grid.png", title="wood"),
+        plots.curves([{"label": "a", "fpr": fpr, "tpr": fpr**0.2}], folder / "roc.png"),
+        plots.curves([{"label": "a", "fpr": fpr, "pro": fpr**0.3}], folder / "pro.png", kind="pro", limit=0.3),
+        plots.curves([{"label": "a", "fpr": fpr, "spro": fpr**0.3}], folder / "spro.png", kind="spro", limit=0.05),
+        plots.histogram({"good": [0.1, 0.2], "cut": [0.5, 0.9, float("nan")]}, folder / "hist.png", threshold=0.3),
+        plots.heat_table({"a": {"x": 90.0, "y": None}, "b": {"x": 80.0, "y": 70.0}}, folder / "heat.png"),
+        plots.losses({"total": [1.0, 0.1, 0.01]}, folder / "loss.png"),
+        comparison.bars({"a": 91.0, "b": 85.0}, folder / "bars.png", spread={"a": 1.0, "b": None}, ylabel="AUROC (%)"),
+        comparison.critical_difference(ranks, 1.0, folder / "cd.png", title="AUROC"),
     ]
 
 
@@ -71,7 +71,7 @@ def test_panels_are_columns_between_input_and_map(tmp_path: Path) -> None:
     green = np.zeros((16, 20, 3), np.uint8)
     green[..., 1] = 255
     shown = plain._replace(panels={"reconstruction": green, "predicted mask": np.full((16, 20), 255, np.uint8)})
-    without, grid = (np.asarray(Image.open(figures.overlay_grid([e], tmp_path / "grid.png")).convert("RGB"))
+    without, grid = (np.asarray(Image.open(overlays.overlay_grid([e], tmp_path / "grid.png")).convert("RGB"))
                      for e in (plain, shown))
     assert grid.shape[1] > 1.5 * without.shape[1]
     where = np.argwhere((grid == (0, 255, 0)).all(2))[:, 1] / grid.shape[1]
@@ -89,22 +89,22 @@ def test_figures_are_deterministic(tmp_path: Path) -> None:
 def test_limit_is_drawn(tmp_path: Path) -> None:
     fpr = np.linspace(0, 1, 50)
     item = [{"label": "", "fpr": fpr, "pro": fpr**0.3}]
-    with_limit = figures.curves(item, tmp_path / "a.png", kind="pro", limit=0.3).read_bytes()
-    assert with_limit != figures.curves(item, tmp_path / "b.png", kind="pro").read_bytes()
-    assert with_limit != figures.curves(item, tmp_path / "c.png", kind="pro", limit=0.1).read_bytes()
+    with_limit = plots.curves(item, tmp_path / "a.png", kind="pro", limit=0.3).read_bytes()
+    assert with_limit != plots.curves(item, tmp_path / "b.png", kind="pro").read_bytes()
+    assert with_limit != plots.curves(item, tmp_path / "c.png", kind="pro", limit=0.1).read_bytes()
 
 
 def test_nothing_to_show_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no examples"):
-        figures.overlay_grid([], tmp_path / "x.png")
+        overlays.overlay_grid([], tmp_path / "x.png")
     with pytest.raises(ValueError, match="no finite score"):
-        figures.histogram({"good": [float("nan")]}, tmp_path / "x.png")
+        plots.histogram({"good": [float("nan")]}, tmp_path / "x.png")
 
 
 def test_imports_are_lazy() -> None:
     code = (
         "import sys, benchmarks.report.numbers.tables, benchmarks.report.numbers.suites; "
-        "import benchmarks.report.drawings.figures; import benchmarks.report.numbers.compare; "
+        "import benchmarks.report.drawings.plots, benchmarks.report.drawings.overlays, benchmarks.report.views; "
         "benchmarks.report.numbers.suites.all(); "
         "bad = {'torch', 'matplotlib', 'scipy', 'models', 'datasets'} & set(sys.modules); "
         "sys.exit(str(bad) if bad else 0)"

@@ -143,7 +143,7 @@ def test_provenance_is_one_click_away(report: Path) -> None:
 
 
 def test_worst_misses_first(tmp_path: Path) -> None:
-    from benchmarks.report.pages.units import worst
+    from benchmarks.report.numbers.misses import worst
 
     record = store(tmp_path, [make_record(image_auroc=0.5)])[0]
     path = Path(record["path"]).with_suffix(".npz")
@@ -217,13 +217,13 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from benchmarks.provenance import peak_memory
+from benchmarks.report import views
 from benchmarks.report.pages import html
-from benchmarks.report.numbers import tables
 root = Path(sys.argv[1])
 records = [{**json.loads(p.read_text()), "path": str(p)} for p in sorted((root / "runs").rglob("*.json"))]
 html.write(root / "report", records, results=root)
-tables.overview(records)
-tables.write_suite("rb_ae", records, root / "tables")
+views.overview(records)
+views.write_suite("rb_ae", records, root / "tables")
 print(json.dumps([len(records), peak_memory("cpu")["peak_host_mb"]]))
 """
 

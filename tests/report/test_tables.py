@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.report import views
 from benchmarks.report.numbers import suites, tables
-from benchmarks.report.numbers.tables import Cell, ReportError, Table
-from benchmarks.report.text import render
+from benchmarks.report.numbers.cells import MARKS, Cell
+from benchmarks.report.numbers.pool import ReportError
+from benchmarks.report.numbers.tables import Table
 
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
 
@@ -30,7 +32,7 @@ def test_measured_beside_published(record) -> None:
     assert cell.printed.text == "99.82"
     assert cell.value == pytest.approx(97.12)
     assert cell.difference == pytest.approx(97.12 - 99.82)
-    text = render.render(table, "md")
+    text = views.render(table, "md")
     wood = next(line for line in text.splitlines() if line.startswith("| Wood"))
     assert "97.12" in wood and "-2.70" in wood
 
@@ -43,7 +45,7 @@ def test_mean_is_missing_unless_every_category_is_there(record) -> None:
     part = cell_of(table, "Mean, present only", "RB-AE")
     assert (part.value, part.present, part.of) == (pytest.approx(85.0), 2, 5)
     assert part.printed is None and part.difference is None
-    text = render.render(table, "md")
+    text = views.render(table, "md")
     assert "85.00 (2 of 5)" in text
     assert "No record of rb_ae@paper on mvtec_ad: grid, leather, tile" in text
 
@@ -85,7 +87,7 @@ def test_spread_over_seeds(record) -> None:
     assert cell.n == 3
     assert cell.value == pytest.approx(100 * mean)
     assert cell.sd == pytest.approx(100 * math.sqrt(sum((v - mean) ** 2 for v in values) / 2))
-    assert "93.00 ± 3.61" in render.render(table, "md")
+    assert "93.00 ± 3.61" in views.render(table, "md")
 
 
 def test_fewer_seeds_are_marked(record) -> None:
@@ -108,11 +110,11 @@ def test_mean_over_seeds_and_categories(record) -> None:
     assert cell.value == pytest.approx(100 * (0.5 + seed1) / 2)
 
 
-@pytest.mark.parametrize("mark, sign", [(m, s) for m, (s, _) in tables.MARKS.items() if m not in ("seeds", "preset")])
+@pytest.mark.parametrize("mark, sign", [(m, s) for m, (s, _) in MARKS.items() if m not in ("seeds", "preset")])
 def test_marks_are_shown_with_a_legend(record, mark: str, sign: str) -> None:
     table = tables.build("rb_ae", "II", [record(image_auroc=0.9, marks=(mark,))])
     for form in ("md", "html"):
-        text = render.render(table, form)
+        text = views.render(table, form)
         assert f"90.00{sign}" in text or f"<sup>{sign}</sup>" in text
     assert [s for s, _ in table.legend].count(sign) == 1
     assert sign not in [s for s, _ in tables.build("rb_ae", "II", [record(image_auroc=0.9)]).legend]
@@ -147,7 +149,7 @@ def test_marks_come_from_unrounded_numbers(record) -> None:
     table = tables.generic(runs)[0]
     ranks = {row.label: cells[0].rank for row, cells in zip(table.rows, table.cells, strict=True)}
     assert ranks == {"a@x": 2, "b@x": 1, "c@x": 0}
-    text = render.render(table, "md")
+    text = views.render(table, "md")
     assert "<u>91.23</u>" in text and "**91.23**" in text
 
 
@@ -161,7 +163,7 @@ def test_mixed_protocols_are_refused_unless_told(record) -> None:
         tables.build("rb_ae", "II", [record(image_auroc=0.9), record(category="tile", image_auroc=0.9, version=2)])
     table = tables.build("rb_ae", "II", runs, mixed=True)
     assert {cell_of(table, r, "RB-AE").protocol for r in ("Wood", "Tile")} == {"A", "B"}
-    text = render.render(table, "md")
+    text = views.render(table, "md")
     assert "90.00\\[A\\]" in text or "90.00\\[B\\]" in text
     assert "256 x 256 pixels" in text and "original size" in text
     alone = tables.build("rb_ae", "II", runs, metric_size=256)
@@ -176,13 +178,13 @@ def test_undefined_is_not_a_number(record) -> None:
     assert cell_of(table, "Wood", "RB-AE").state == "undefined"
     assert cell_of(table, "Mean", "RB-AE").value is None
     assert ("undef.", "no good picture in the test set") in table.legend
-    assert "undef." in render.render(table, "md")
+    assert "undef." in views.render(table, "md")
 
 
 def test_method_without_a_map(record) -> None:
     table = tables.build("rb_ae", "IV", [record("padim@wrn50", image_auroc=0.9)])
     assert cell_of(table, "Wood", "PaDiM").state == "absent"
-    assert "n/a" in render.render(table, "md")
+    assert "n/a" in views.render(table, "md")
 
 
 def test_broken_records_are_named_and_left_out(record) -> None:
@@ -195,7 +197,7 @@ def test_broken_records_are_named_and_left_out(record) -> None:
     assert len(table.left_out) == 3
     assert cell_of(table, "Wood", "RB-AE").value == pytest.approx(90.0)
     assert cell_of(table, "Tile", "RB-AE").state == "missing"
-    assert "runs/wood/cut.json" in render.render(table, "md")
+    assert "runs/wood/cut.json" in views.render(table, "md")
 
 
 def test_failed_unit_is_missing_with_its_reason(record) -> None:
@@ -270,29 +272,29 @@ HOSTILE = [
 def test_hostile_names(record, name: str) -> None:
     runs = [record(f"{name}@{name}", name, dataset="own", image_auroc=0.9)]
     table = tables.generic(runs)[0]
-    md = render.render(table, "md")
+    md = views.render(table, "md")
     assert "<script" not in md
     body = [line for line in md.splitlines() if line.startswith("|")]
     columns = {line.replace("\\\\", "").replace("\\|", "").count("|") for line in body}
     assert len(columns) == 1, "a name ended a Markdown cell"
-    assert "<script" not in render.render(table, "html")
-    rows = list(csv.DictReader(io.StringIO(render.render(table, "csv-long"))))
+    assert "<script" not in views.render(table, "html")
+    rows = list(csv.DictReader(io.StringIO(views.render(table, "csv-long"))))
     assert {r["row_group"] for r in rows} == {name}
 
 
 def test_csv_long_is_unrounded(record) -> None:
     table = tables.build("rb_ae", "II", [record(image_auroc=0.912345678)])
-    rows = list(csv.DictReader(io.StringIO(render.render(table, "csv-long"))))
+    rows = list(csv.DictReader(io.StringIO(views.render(table, "csv-long"))))
     mine = next(r for r in rows if r["row"] == "Wood" and r["column"] == "RB-AE" and r["source"] == "measured")
     assert float(mine["value"]) == pytest.approx(91.2345678, abs=1e-9)
     printed = [r for r in rows if r["source"] == "published"]
     assert len(printed) == 66
-    wide = list(csv.reader(io.StringIO(render.render(table, "csv"))))
+    wide = list(csv.reader(io.StringIO(views.render(table, "csv"))))
     assert len({len(r) for r in wide}) == 1
 
 
 def test_written_files(record, tmp_path: Path) -> None:
-    paths = tables.write_suite("rb_ae", [record(image_auroc=0.9)], tmp_path)
+    paths = views.write_suite("rb_ae", [record(image_auroc=0.9)], tmp_path)
     assert {p.relative_to(tmp_path).as_posix() for p in paths} == {
         f"rb_ae/{t}{s}" for t in ("I", "II", "III", "IV", "V") for s in (".md", ".tex", ".csv", ".long.csv", ".html")
     }
@@ -302,12 +304,12 @@ def test_written_files(record, tmp_path: Path) -> None:
 def test_latex_compiles(record, tmp_path: Path) -> None:
     """Hostile names, all marks, a table longer than a page, and a wide one with ticks."""
     runs = [
-        record(f"{m}@p", f"{i:02d} {name}", dataset="own", image_auroc=0.9 + i / 1000, marks=tuple(tables.MARKS))
+        record(f"{m}@p", f"{i:02d} {name}", dataset="own", image_auroc=0.9 + i / 1000, marks=tuple(MARKS))
         for i, name in enumerate(HOSTILE * 3) for m in ("a", "b", "c")
     ]
     made = [tables.generic(runs)[0], tables.build("tsdn", "4", []), tables.build("rb_ae", "V", [])]
     for k, table in enumerate(made):
-        (tmp_path / f"t{k}.tex").write_text(render.render(table, "latex"), encoding="utf-8")
+        (tmp_path / f"t{k}.tex").write_text(views.render(table, "latex"), encoding="utf-8")
         done = subprocess.run(
             ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", f"t{k}.tex"], cwd=tmp_path, capture_output=True,
             timeout=120, check=False,

@@ -1,1 +1,1 @@
-"""Figures and charts with matplotlib."""
+"""Figures (PNG, with matplotlib) and the charts of single units (SVG)."""

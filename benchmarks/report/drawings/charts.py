@@ -1,6 +1,6 @@
 """Small charts of one unit as one SVG: quick enough for a thousand units, light and dark, no script in it.
 
-`figures` draws the same things as PNG for papers, several methods in one picture.
+`plots` draws the same things as PNG for papers, several methods in one picture.
 """
 
 from __future__ import annotations

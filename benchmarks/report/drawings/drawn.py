@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.report.drawings import figures
+from benchmarks.report.drawings import plots
 from benchmarks.report.drawings.charts import PRO, SPRO
 from benchmarks.report.numbers.anything import metric_name
 from benchmarks.report.numbers.arrays import arrays_of, image_rocs, losses, map_curves, scores_by_kind, watched
 from benchmarks.report.numbers.pool import Pool, Record, ReportError, check_protocols, pool
 
-CURVES = {  # kind -> (how `figures.curves` draws it, default limit, words)
+CURVES = {  # kind -> (how `plots.curves` draws it, default limit, words)
     "roc": ("roc", None, "image scores"), "pixel_roc": ("roc", None, "pixels"), "pro": ("pro", PRO, "PRO"),
     "spro": ("spro", SPRO, "sPRO"),
 }
@@ -71,7 +71,7 @@ def _curves(kind: str, records: Sequence[Record], out: Path, limit: float | None
             )
     end = (default if limit is None else limit) if default else None
     return [
-        figures.curves(
+        plots.curves(
             items, out / file_name(kind, dataset, category, *([part] if part else [])), kind=name, limit=end,
             title=f"{dataset} {category}, {shown}" + (f", {part}" if part else ""),
         )
@@ -92,12 +92,12 @@ def _of_kind(kind: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 
 def _scores(record: Record, out: Path) -> Path | None:
     scores = scores_by_kind(arrays_of(record))
-    return figures.histogram(scores, out / _name("scores", record), title=_title(record)) if scores else None
+    return plots.histogram(scores, out / _name("scores", record), title=_title(record)) if scores else None
 
 
 def _loss(record: Record, out: Path) -> Path | None:
     series = losses(record, arrays_of(record), all_series=True)
-    return figures.losses(series, out / _name("loss", record), title=_title(record)) if series else None
+    return plots.losses(series, out / _name("loss", record), title=_title(record)) if series else None
 
 
 def _watch(record: Record, out: Path) -> Path | None:
@@ -105,7 +105,7 @@ def _watch(record: Record, out: Path) -> Path | None:
     if log is None:
         return None
     done, series = log
-    return figures.over_training(100 * done, series, out / _name("watch", record), title=_title(record))
+    return plots.over_training(100 * done, series, out / _name("watch", record), title=_title(record))
 
 
 def _heat(found: Pool, out: Path, metric: str | None) -> list[Path]:
@@ -122,7 +122,7 @@ def _heat(found: Pool, out: Path, metric: str | None) -> list[Path]:
         if not any(v is not None for row in values.values() for v in row.values()):
             raise ReportError(f"no record on {dataset} has the metric {name!r}; it has {', '.join(sorted(have))}")
         title = f"{' '.join(part for part in metric_name(name) if part)} (%), {dataset}"
-        made.append(figures.heat_table(values, out / file_name("heat", dataset, name), title=title))
+        made.append(plots.heat_table(values, out / file_name("heat", dataset, name), title=title))
     return made
 
 

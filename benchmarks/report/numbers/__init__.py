@@ -1,1 +1,1 @@
-"""The numbers of a view: published figures, suites, records by cell, tables, comparisons."""
+"""The numbers of a view: records by cell, published figures, suites, tables, comparisons. Knows no form of output."""

@@ -1,37 +1,21 @@
-"""Methods against each other: per category, means, ranks, wins, a paired test over categories, time and memory."""
+"""Methods against each other: per category, means, ranks, wins, a paired test over categories."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
-from pathlib import Path
-from typing import Any
 
+from benchmarks.report.numbers import significance
 from benchmarks.report.numbers.anything import metric_name
 from benchmarks.report.numbers.cells import Cell
-from benchmarks.report.numbers.pool import Pool, ReportError, check_protocols, pool
+from benchmarks.report.numbers.pool import Pool, ReportError, check_protocols
+from benchmarks.report.numbers.significance import ALPHA, Pair
 from benchmarks.report.numbers.suites import Line, TableSpec
 from benchmarks.report.numbers.tables import Table, assemble
 
 DEFAULT = ("image_auroc", "pixel_auroc", "aupro@0.3")
 DEFAULT_LOCO = ("image_auroc/mean", "auspro@0.05/mean", "pixel_auroc")
-ALPHA = 0.05
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Method a against b over the categories that both ran. p: two-sided Wilcoxon; adjusted: Holm over all pairs."""
-
-    a: str
-    b: str
-    wins: int
-    ties: int
-    losses: int
-    difference: float
-    p: float | None = None
-    adjusted: float | None = None
 
 
 @dataclass
@@ -56,27 +40,6 @@ class Comparison:
     @property
     def name(self) -> str:
         return " ".join(part for part in metric_name(self.metric) if part)
-
-
-def compare(
-    records: Iterable[Any], methods: Sequence[str], *, metric: str | None = None, fmt: str = "md", mixed: bool = False
-) -> str:
-    """The comparison as text; without `metric` for the usual three. csv is the long form, latex the tables alone.
-
-    Raises ReportError when no method has a record, or records are of several protocols and `mixed` is False.
-    """
-    from benchmarks.report.text import render
-    from benchmarks.report.text.comparison_text import cost_table, html, markdown
-
-    found = pool(records)
-    made = comparisons(found, methods, [metric] if metric else None, mixed)
-    if fmt == "md":
-        return markdown(made, cost_table(found, methods))
-    if fmt == "html":
-        return html(made, cost_table(found, methods))
-    if fmt == "csv":
-        return render.csv_long([c.table for c in made])
-    return "\n".join(render.render(c.table, fmt) for c in made)
 
 
 def comparisons(
@@ -141,8 +104,9 @@ def _compare(found: Pool, methods: list[str], metric: str, mixed: bool) -> Compa
             for method, cell in zip(methods, cells, strict=True):
                 result.values.setdefault(method, []).append(_value(cell))
     if result.categories and len(methods) > 1:
-        _rank(result)
-        _test(result)
+        result.ranks, result.pairs = significance.mean_ranks(result.values), significance.pairs(result.values)
+        result.friedman = significance.friedman(result.values)
+        result.critical_difference = significance.critical_difference(result.values)
     _caveats(result)
     return result
 
@@ -151,51 +115,6 @@ def _value(cell: Cell) -> float:
     if cell.value is None:
         raise ReportError("a missing figure cannot be compared")
     return cell.value
-
-
-def _rank(result: Comparison) -> None:
-    """Mean rank, 1 is best; equal values share the mean of their ranks."""
-    from scipy.stats import rankdata
-
-    rows = list(zip(*(result.values[m] for m in result.methods), strict=True))
-    ranks = [rankdata([-v for v in row]) for row in rows]
-    result.ranks = {m: float(sum(r[i] for r in ranks) / len(ranks)) for i, m in enumerate(result.methods)}
-
-
-def _test(result: Comparison) -> None:
-    """Wilcoxon signed-rank for each pair with Holm's correction; from three methods on Friedman's and Nemenyi's too."""
-    from scipy import stats
-
-    pairs = []
-    for a, b in combinations(result.methods, 2):
-        change = [x - y for x, y in zip(result.values[a], result.values[b], strict=True)]
-        p = None
-        if len(change) > 1:
-            p = 1.0 if not any(change) else float(stats.wilcoxon(change, zero_method="wilcox").pvalue)
-        pairs.append(Pair(
-            a, b, sum(d > 0 for d in change), sum(d == 0 for d in change), sum(d < 0 for d in change),
-            math.fsum(change) / len(change), p,
-        ))
-    result.pairs = _holm(pairs)
-    k, n = len(result.methods), len(result.categories)
-    if k >= 3 and n >= 2:
-        columns = [result.values[m] for m in result.methods]
-        value = float(stats.friedmanchisquare(*columns).pvalue)
-        result.friedman = None if math.isnan(value) else value
-        q = stats.studentized_range.ppf(1 - ALPHA, k, math.inf) / math.sqrt(2)
-        result.critical_difference = float(q * math.sqrt(k * (k + 1) / (6 * n)))
-
-
-def _holm(pairs: list[Pair]) -> list[Pair]:
-    from dataclasses import replace
-
-    order = sorted((i for i, pair in enumerate(pairs) if pair.p is not None), key=lambda i: pairs[i].p)
-    worst = 0.0
-    adjusted = list(pairs)
-    for place, i in enumerate(order):
-        worst = max(worst, min(1.0, (len(order) - place) * pairs[i].p))
-        adjusted[i] = replace(pairs[i], adjusted=worst)
-    return adjusted
 
 
 def _caveats(result: Comparison) -> None:
@@ -237,21 +156,9 @@ def _caveats(result: Comparison) -> None:
         say(f"Some figures are marked ({', '.join(marked)}): compare like with like.")
 
 
-def plot(result: Comparison, path: Path) -> Path:
-    """A critical-difference diagram from three methods and two common categories on, else bars of the means."""
-    from benchmarks.report.drawings import figures
-
-    if result.critical_difference is not None:
-        return figures.critical_difference(
-            result.ranks, result.critical_difference, path, title=f"{result.name}, {len(result.categories)} categories"
-        )
-    means = {m: math.fsum(v) / len(v) for m, v in result.values.items()}
-    spread = {m: _spread(result, j) for j, m in enumerate(result.methods)}
-    return figures.bars(means, path, ylabel=f"{result.name} (%)", spread=spread)
-
-
-def _spread(result: Comparison, j: int) -> float | None:
-    """Standard deviation over seeds of the mean over the common categories; None with one seed."""
+def spread(result: Comparison, j: int) -> float | None:
+    """Standard deviation over seeds of the mean over the common categories of the method in column j; None with one
+    seed."""
     cells = [
         row[j] for line, row in zip(result.table.rows, result.table.cells, strict=True) if line.key in result.categories
     ]
@@ -261,6 +168,3 @@ def _spread(result: Comparison, j: int) -> float | None:
         return None
     middle = math.fsum(means) / len(means)
     return math.sqrt(math.fsum((m - middle) ** 2 for m in means) / (len(means) - 1))
-
-
-__all__ = ["Comparison", "Pair", "compare", "comparisons", "plot"]

@@ -2,42 +2,19 @@
 
 `build(paper, table, records)` gives a table of a paper, `generic(records)` tables of whatever was run. Marks and means
 come from unrounded numbers. A mean over fewer categories than its row asks for is missing, and stands on a line of its
-own that says over how many it goes. `benchmarks.report.text.render` writes the formats.
+own that says over how many it goes. `benchmarks.report.views` writes them in each format.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from benchmarks.report.numbers import anything, suites
-from benchmarks.report.numbers.cells import MARKS, Cell, make
+from benchmarks.report.numbers import anything, notes, suites
+from benchmarks.report.numbers.cells import Cell, make
 from benchmarks.report.numbers.pool import Pool, ReportError, check_protocols, pool, protocol_of, size_text
 from benchmarks.report.numbers.suites import ANY, WHATEVER, Line, TableSpec
-
-__all__ = [
-    "Cell",
-    "ReportError",
-    "Table",
-    "build",
-    "generic",
-    "overview",
-    "render",
-    "suite_tables",
-    "suite_text",
-    "write_suite",
-]
-
-PUBLISHED_MARKS = {
-    "mismatch": ("!", "printed figure that does not follow from the others in its table"),
-    "second_hand": ("°", "published figure known at second hand only"),
-}
-RANKS = (
-    "best and second among the published, and among the measured figures, decided before rounding; after a tie for "
-    "best the underline goes to the next lower value"
-)
 
 
 @dataclass
@@ -101,6 +78,17 @@ def generic(
     return tables
 
 
+def suite_tables(
+    paper: str, records: Iterable[Any], only: str | None = None, *, mixed: bool = False,
+    metric_size: str | int | None = None, quick: bool | None = None,
+) -> list[Table]:
+    """Every table of a paper, or one."""
+    suite = suites.load(paper)
+    found = pool(records, metric_size=metric_size)
+    specs = suite.tables if only is None else [suite.table(only)]
+    return [assemble(spec, found, mixed, suite.quick, quick) for spec in specs]
+
+
 def assemble(
     spec: TableSpec, found: Pool, mixed: bool = False, small: dict[str, str | None] | None = None,
     quick: bool | None = False,
@@ -115,6 +103,7 @@ def assemble(
     _label_protocols(table, found, mixed)
     _mark_seeds(table)
     _rank(table)
+    _mark_presets(table, chosen)
     _explain(table, found, chosen)
     return table
 
@@ -234,150 +223,25 @@ def _place(values: dict[int, Any], key: int) -> int:
     return place if place <= 2 else 0
 
 
-def symbol(mark: str) -> str:
-    """The sign of a mark; one that is not known stands in brackets by its name."""
-    return {**MARKS, **PUBLISHED_MARKS}.get(mark, (f"[{mark}]", ""))[0]
+def _mark_presets(table: Table, chosen: dict[str, str]) -> None:
+    """Mark what was measured with another preset than the one asked for."""
+    for cell in (cell for row in table.cells for cell in row if cell.records):
+        if any(used == cell.need.method != asked for asked, used in chosen.items()):
+            cell.marks = (*cell.marks, "preset")
 
 
 def _explain(table: Table, found: Pool, chosen: dict[str, str]) -> None:
-    """Legend of what is used, and notes: how it was measured, what is missing, failed or odd."""
-    pairs = [
+    """Legend of what is used, and notes."""
+    places = [
         (row, column, cell)
         for row, cells in zip(table.rows, table.cells, strict=True)
         for column, cell in zip(table.columns, cells, strict=True)
     ]
-    cells = [cell for _, _, cell in pairs]
-    for cell in cells:
-        if any(chosen.get(asked) == cell.need.method != asked for asked in chosen) and cell.records:
-            cell.marks = (*cell.marks, "preset")
-    used = {mark for cell in cells if cell.state == "value" for mark in cell.marks}
-    used |= {mark for cell in cells for mark in cell.printed_marks}
-    known = {**MARKS, **PUBLISHED_MARKS}
-    table.legend = [known[m] for m in known if m in used]
-    table.legend += [(f"[{m}]", "mark given by the record") for m in sorted(used - set(known))]
-    states = {cell.state for cell in cells}
-    if "missing" in states or any(c.printed is not None and c.printed.value is None for c in cells):
-        table.legend.append(("—", "not run, or not published"))
-    if "absent" in states:
-        table.legend.append(("n/a", "the method does not give this figure"))
-    for reason in dict.fromkeys(f"{c.reason}" for c in cells if c.state == "undefined"):
-        table.legend.append(("undef.", reason))
-    if any(c.rank or c.printed_rank for c in cells):
-        table.legend.append(("bold, underlined", RANKS))
-    if any(row.partial for row in (*table.rows, *table.columns)):
-        table.legend.append(("k of n", "mean over the k categories that have a record, of the n that the mean is over"))
-    table.notes += [*table.spec.notes, *_protocol_notes(cells)]
-    table.notes += [f"Measured with {b} in place of {a}." for a, b in chosen.items() if a != b]
-    table.notes += _gaps(cells, found)
-    for row, column, cell in pairs:
-        if cell.printed_marks and cell.printed:
-            note = cell.printed.note or cell.printed.source
-            where = f"{row.group}, {row.label}" if row.group else row.label
-            table.notes.append(f"Published, {where}, {column.label}: {note.replace('MISMATCH: ', '')}.")
-    table.notes += [f"Left out: {name}: {why}." for name, why in table.left_out]
-
-
-def _protocol_notes(cells: Sequence[Cell]) -> list[str]:
-    measured = [cell for cell in cells if cell.state == "value"]
-    records = {id(r): r for cell in measured if cell.need.unit != "count" for r in cell.records}.values()
-    if not records:
-        return [] if measured or not any(cell.state for cell in cells) else ["Nothing measured yet."]
-    metrics = {metric for cell in cells for metric in cell.need.metrics}
-    notes = []
-    for name, text in (("aupro", "AUPRO"), ("auspro", "AUsPRO")):
-        limits = sorted({m.partition("@")[2].partition("/")[0] for m in metrics if m.startswith(f"{name}@")})
-        if limits:
-            notes.append(f"{text} up to a false positive rate of {', '.join(limits)}, divided by it.")
-    if any(m.startswith("image_") for m in metrics):
-        rules: dict[str, set[str]] = {}
-        for record in records:
-            rule = record["protocol"].get("image_score")
-            rules.setdefault("maximum of the map" if rule == "max" else "the method's own", set()).add(
-                f"{record['unit']['method']}@{record['unit']['preset']}"
-            )
-        if len(rules) == 1:
-            notes.append(f"Image score: {next(iter(rules))}.")
-        else:
-            each = "; ".join(f"{rule} for {', '.join(sorted(who))}" for rule, who in rules.items())
-            notes.append(f"Image score: {each}.")
-    seeds = sorted({record["unit"]["seed"] for record in records})
-    spread = "; mean ± standard deviation over the seeds" if any(cell.sd is not None for cell in cells) else ""
-    notes.append(f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}{spread}.")
-    prints: dict[tuple[str, str], set[str]] = {}
-    for record in records:
-        if record.get("dataset_fingerprint"):
-            place = (record["unit"]["dataset"], record["unit"]["category"])
-            prints.setdefault(place, set()).add(str(record["dataset_fingerprint"]))
-    notes += [
-        f"{dataset}/{category}: measured on {len(versions)} versions of the data, which differ."
-        for (dataset, category), versions in sorted(prints.items()) if len(versions) > 1
+    cells = [cell for _, _, cell in places]
+    table.legend = notes.legend((*table.rows, *table.columns), cells)
+    table.notes += [
+        *table.spec.notes, *notes.measured(cells),
+        *(f"Measured with {b} in place of {a}." for a, b in chosen.items() if a != b),
+        *notes.gaps(cells, found), *notes.published(places),
+        *(f"Left out: {name}: {why}." for name, why in table.left_out),
     ]
-    return notes
-
-
-def _gaps(cells: Sequence[Cell], found: Pool) -> list[str]:
-    gaps: dict[tuple[str, str], dict[str, None]] = {}
-    for cell in cells:
-        for category in cell.absent_from:
-            gaps.setdefault((str(cell.need.method), cell.need.dataset), {})[category] = None
-    lacking: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for (method, dataset), categories in gaps.items():
-        lacking.setdefault((dataset, tuple(categories)), []).append(method)
-    notes = []
-    for (dataset, categories), methods in lacking.items():
-        who = "Neither files nor a record" if ANY in methods else f"No record of {', '.join(methods)}"
-        notes.append(f"{who} on {dataset}: {', '.join(categories)}.")
-    for (method, dataset), categories in gaps.items():
-        name, _, preset = method.partition("@")
-        notes += [
-            f"Failed: {method} {dataset}/{category} {why}."
-            for category in categories for why in found.failed.get((name, preset, dataset, category), ())
-        ]
-    return notes
-
-
-# Views
-
-
-def render(table: Table, form: str = "md") -> str:
-    """The table as 'md', 'latex', 'csv' (wide), 'csv-long' or 'html'."""
-    from benchmarks.report.text import render as renderers
-
-    return renderers.render(table, form)
-
-
-def suite_tables(
-    paper: str, records: Iterable[Any], only: str | None = None, *, mixed: bool = False,
-    metric_size: str | int | None = None, quick: bool | None = None,
-) -> list[Table]:
-    """Every table of a paper, or one."""
-    suite = suites.load(paper)
-    found = pool(records, metric_size=metric_size)
-    specs = suite.tables if only is None else [suite.table(only)]
-    return [assemble(spec, found, mixed, suite.quick, quick) for spec in specs]
-
-
-def suite_text(paper: str, records: Iterable[Any], only: str | None = None, **options: Any) -> str:
-    """The tables of a paper as Markdown, for the screen."""
-    return "\n".join(render(table) for table in suite_tables(paper, records, only, **options))
-
-
-def write_suite(
-    paper: str, records: Iterable[Any], folder: Path, only: str | None = None, **options: Any
-) -> list[Path]:
-    """Write the tables of a paper to `<folder>/<paper>/<table>.md, .tex, .csv, .long.csv, .html`; returns the paths."""
-    from benchmarks.report.text import render as renderers
-
-    return [
-        path for table in suite_tables(paper, records, only, **options)
-        for path in renderers.write(table, Path(folder) / paper)
-    ]
-
-
-def overview(records: Iterable[Any], absent: Mapping[str, Sequence[str]] | None = None, **options: Any) -> str:
-    """What a run gave, as Markdown: one table per dataset. absent: dataset -> categories that are not there."""
-    made = generic(records, **options)
-    for table in made:
-        if names := (absent or {}).get(table.spec.dataset):
-            table.notes.append(f"Not under the data root, so neither run nor averaged: {', '.join(names)}.")
-    return "\n".join(map(render, made))

@@ -1,1 +1,1 @@
-"""The static HTML report."""
+"""The static report and its HTML fragments."""

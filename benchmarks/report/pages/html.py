@@ -9,17 +9,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report.drawings.comparison import plot
 from benchmarks.report.numbers import suites
 from benchmarks.report.numbers.anything import metric_name
 from benchmarks.report.numbers.cells import MARKS, Cell
-from benchmarks.report.numbers.compare import comparisons, plot
+from benchmarks.report.numbers.compare import comparisons
+from benchmarks.report.numbers.notes import symbol
 from benchmarks.report.numbers.pool import Pool, Record, ReportError, check_protocols, pool, size_text
-from benchmarks.report.numbers.tables import assemble, symbol
-from benchmarks.report.pages.units import Page, Pictures, Samples, method_pages
-from benchmarks.report.templating import environment
-from benchmarks.report.text import render
-from benchmarks.report.text.comparison_text import cost_table
-from benchmarks.report.text.comparison_text import html as comparison_html
+from benchmarks.report.numbers.tables import assemble
+from benchmarks.report.pages import fragments
+from benchmarks.report.pages.methods import Page, method_pages
+from benchmarks.report.pages.pictures import Pictures, Samples
+from benchmarks.report.pages.templating import environment
+from benchmarks.report.text.comparison import cost_table
 
 PLAIN = ("image_auroc", "pixel_auroc", "aupro@0.3")
 LOCO = ("image_auroc/mean", "image_auroc/structural", "image_auroc/logical", "auspro@0.05/mean", "pixel_auroc")
@@ -193,7 +195,7 @@ def _suites(found: Pool, links: Mapping[int, str], mixed: bool) -> list[dict[str
             if measured or any(cell.printed is not None for row in table.cells for cell in row):
                 made.append({
                     "name": spec.name, "title": spec.title, "measured": measured,
-                    "html": Markup(render.html(table, link)),
+                    "html": Markup(fragments.table(table, link)),
                 })
         if made:
             shown.append({"paper": suite.paper, "title": suite.title, "source": suite.source, "tables": made})
@@ -216,6 +218,6 @@ def _comparisons(out: Path, found: Pool, mixed: bool) -> list[dict[str, Any]]:
             figure = plot(made[0], out / "images" / f"compare-{number}.png").relative_to(out).as_posix()
         parts.append({
             "dataset": dataset, "figure": figure,
-            "html": Markup(comparison_html(made, cost_table(here, methods))),
+            "html": Markup(fragments.comparison(made, cost_table(here, methods))),
         })
     return parts

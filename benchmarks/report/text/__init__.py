@@ -1,1 +1,1 @@
-"""Tables and comparisons as text: Markdown, LaTeX, CSV, HTML fragments."""
+"""Tables and comparisons as text: laid out in a grid, then Markdown, LaTeX or CSV."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 import textwrap
 import unicodedata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from benchmarks.report.numbers.tables import Table
-    from benchmarks.report.text.render import Grid, Text
+from benchmarks.report.numbers.tables import Table
+from benchmarks.report.text.grid import Grid, Text, grid
 
 ROWS_PER_PAGE = 38
 SHORT = {"published": "publ.", "measured": "meas."}
@@ -53,8 +51,9 @@ def _letter(c: str) -> str:
     return rf"\texttt{{U+{ord(c):04X}}}"
 
 
-def latex(table: Table, laid: Grid) -> str:
+def latex(table: Table) -> str:
     """A whole document; a long table goes on over pages at the start of a row group where there is one."""
+    laid = grid(table)
     parts = [HEAD]
     for k, chunk in enumerate(_chunks(laid)):
         title = escape(f"{table.id}: {table.spec.title}" + (" (continued)" if k else ""))

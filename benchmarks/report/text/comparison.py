@@ -1,4 +1,4 @@
-"""A comparison in words and tables: Markdown and HTML."""
+"""A comparison in words and tables, and as Markdown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from benchmarks.report.numbers.compare import Comparison
 from benchmarks.report.numbers.pool import Pool
-from benchmarks.report.text import render
+from benchmarks.report.text import markdown as tables
+from benchmarks.report.text.grid import number
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def cost_table(found: Pool, methods: Sequence[str]) -> Plain:
             shown = []
             for part, name, _, digits in COSTS:
                 values = [v for r in records if isinstance(v := (r.get(part) or {}).get(name), int | float)]
-                shown.append(render.number(_median(values), digits) if values else "—")
+                shown.append(number(_median(values), digits) if values else "—")
             rows.append((method, device, str(len(records)), *shown))
     return Plain("Time and memory, medians over units", ("method", "device", "units", *(c[2] for c in COSTS)), rows)
 
@@ -76,7 +77,7 @@ def summaries(result: Comparison, most: int | None = None) -> list[Plain]:
         f"{result.name}, pairs" + ("" if all_pairs else f" with {order[0]}, the best by mean rank"),
         ("first", "second", "wins", "ties", "losses", "mean difference", "p (Wilcoxon)", "p (Holm)"),
         [
-            (p.a, p.b, str(p.wins), str(p.ties), str(p.losses), render.number(p.difference, 2, sign=True),
+            (p.a, p.b, str(p.wins), str(p.ties), str(p.losses), number(p.difference, 2, sign=True),
              _p(p.p), _p(p.adjusted))
             for p in shown
         ],
@@ -105,30 +106,17 @@ def markdown(made: Sequence[Comparison], cost: Plain) -> str:
     """Everything, for the screen or a file."""
     parts = []
     for result in made:
-        parts.append(render.markdown(result.table))
+        parts.append(tables.markdown(result.table))
         parts += [_markdown(plain) for plain in summaries(result)]
         if lines := tests(result):
-            parts.append("\n".join(f"- {render.escape_markdown(line)}" for line in lines) + "\n")
+            parts.append("\n".join(f"- {tables.escape(line)}" for line in lines) + "\n")
     return "\n".join([*parts, _markdown(cost)])
 
 
 def _markdown(plain: Plain) -> str:
     from tabulate import tabulate
 
-    rows = [[render.escape_markdown(text) for text in row] for row in plain.rows]
-    heads = [render.escape_markdown(head) for head in plain.heads]
+    rows = [[tables.escape(text) for text in row] for row in plain.rows]
+    heads = [tables.escape(head) for head in plain.heads]
     body = tabulate(rows, heads, tablefmt="pipe", disable_numparse=True)
-    return f"### {render.escape_markdown(plain.title)}\n\n{body}\n"
-
-
-def html(made: Sequence[Comparison], cost: Plain) -> str:
-    """A fragment with the same content; of many methods only the pairs with the best one."""
-    from markupsafe import Markup
-
-    from benchmarks.report.templating import environment
-
-    parts = [
-        {"table": Markup(render.html(result.table)), "summaries": summaries(result, 28), "lines": tests(result)}
-        for result in made
-    ]
-    return environment().get_template("comparison.html").render(parts=parts, cost=cost)
+    return f"### {tables.escape(plain.title)}\n\n{body}\n"

@@ -1,0 +1,83 @@
+"""A comparison as PNG: a critical-difference diagram, or bars of the means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.report.drawings import canvas
+from benchmarks.report.numbers import compare
+from benchmarks.report.numbers.compare import Comparison
+
+
+def plot(result: Comparison, path: Path) -> Path:
+    """A critical-difference diagram from three methods and two common categories on, else bars of the means."""
+    if result.critical_difference is not None:
+        return critical_difference(
+            result.ranks, result.critical_difference, path, title=f"{result.name}, {len(result.categories)} categories"
+        )
+    means = {m: math.fsum(v) / len(v) for m, v in result.values.items()}
+    spread = {m: compare.spread(result, j) for j, m in enumerate(result.methods)}
+    return bars(means, path, ylabel=f"{result.name} (%)", spread=spread)
+
+
+def bars(
+    means: Mapping[str, float], path: Path, *, ylabel: str = "", spread: Mapping[str, float | None] | None = None,
+    title: str = "",
+) -> Path:
+    """One bar per method, best first, with the standard deviation over seeds where known; a cut axis says so."""
+    order = sorted(means, key=lambda m: -means[m])
+    figure = canvas.blank(max(3.2, 0.8 * len(order) + 1.6), 3.6)
+    axis = figure.subplots()
+    errors = [(spread or {}).get(m) or 0.0 for m in order]
+    heights = [means[m] for m in order]
+    axis.bar(range(len(order)), heights, yerr=errors if any(errors) else None, capsize=3, color="C0")
+    low = min(heights) if heights else 0.0
+    floor = max(0.0, math.floor((low - 5) / 10) * 10)
+    axis.set_ylim(floor, 100 if max(heights, default=1) > 1 else None)
+    for i, height in enumerate(heights):
+        axis.text(i, height, f"{height:.1f}", ha="center", va="bottom", fontsize=8)
+    axis.set_xticks(range(len(order)), [canvas.plain(m) for m in order], rotation=30, ha="right", fontsize=8)
+    axis.set_ylabel(f"{ylabel}, axis from {floor:g}" if floor else ylabel)
+    canvas.title(figure, title)
+    return canvas.save(figure, path)
+
+
+def critical_difference(ranks: Mapping[str, float], difference: float, path: Path, *, title: str = "") -> Path:
+    """Mean ranks on a line, best on the left; methods joined by a bar differ by less than the critical difference."""
+    order = sorted(ranks, key=lambda m: ranks[m])
+    k = len(order)
+    rows = (k + 1) // 2
+    figure = canvas.blank(7.6, 0.26 * rows + 1.5)
+    axis = figure.subplots()
+    axis.set_axis_off()
+    wide = 0.45 * (k - 1) + 0.4  # room for the names beside the line
+    axis.set_xlim(1 - wide, k + wide)
+    axis.set_ylim(0.55 * rows + 1.2, -1.3)
+    axis.plot([1, k], [0, 0], color="black", linewidth=1)
+    for tick in range(1, k + 1):
+        axis.plot([tick, tick], [-0.12, 0.12], color="black", linewidth=1)
+        axis.text(tick, -0.2, str(tick), ha="center", va="bottom", fontsize=8)
+    for i, method in enumerate(order):
+        left = i < rows
+        y = 1.2 + 0.55 * (i if left else k - 1 - i)
+        end = 0.95 if left else k + 0.05
+        axis.plot([ranks[method], ranks[method], end], [0, y, y], color=canvas.GREY, linewidth=0.8)
+        axis.annotate(
+            f"{canvas.plain(method)} ({ranks[method]:.2f})", (end, y), xytext=(-3 if left else 3, 0), fontsize=8,
+            textcoords="offset points", ha="right" if left else "left", va="center",
+        )
+    level = 0.25
+    reach = 0.0
+    for i, method in enumerate(order):
+        group = [m for m in order[i:] if ranks[m] - ranks[method] < difference]
+        end_rank = ranks[group[-1]]
+        if len(group) > 1 and end_rank > reach:
+            axis.plot([ranks[method] - 0.03, end_rank + 0.03], [level, level], color="black", linewidth=3)
+            level += 0.18
+            reach = end_rank
+    axis.plot([1, 1 + difference], [-0.85, -0.85], color="C3", linewidth=2)
+    axis.text(1 + difference / 2, -0.9, f"critical difference {difference:.2f}", ha="center", va="bottom", fontsize=8)
+    canvas.title(figure, title)
+    return canvas.save(figure, path)

@@ -1,0 +1,116 @@
+"""What stands below a table, in words: the legend of the marks used, how it was measured, what is missing or odd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from benchmarks.report.numbers.cells import MARKS, Cell
+from benchmarks.report.numbers.pool import Pool
+from benchmarks.report.numbers.suites import ANY, Line
+
+PUBLISHED_MARKS = {
+    "mismatch": ("!", "printed figure that does not follow from the others in its table"),
+    "second_hand": ("°", "published figure known at second hand only"),
+}
+RANKS = (
+    "best and second among the published, and among the measured figures, decided before rounding; after a tie for "
+    "best the underline goes to the next lower value"
+)
+
+
+def symbol(mark: str) -> str:
+    """The sign of a mark; one that is not known stands in brackets by its name."""
+    return {**MARKS, **PUBLISHED_MARKS}.get(mark, (f"[{mark}]", ""))[0]
+
+
+def legend(lines: Iterable[Line], cells: Sequence[Cell]) -> list[tuple[str, str]]:
+    """(sign, meaning) of what the cells show. lines: rows and columns."""
+    used = {mark for cell in cells if cell.state == "value" for mark in cell.marks}
+    used |= {mark for cell in cells for mark in cell.printed_marks}
+    known = {**MARKS, **PUBLISHED_MARKS}
+    found = [known[m] for m in known if m in used]
+    found += [(f"[{m}]", "mark given by the record") for m in sorted(used - set(known))]
+    states = {cell.state for cell in cells}
+    if "missing" in states or any(c.printed is not None and c.printed.value is None for c in cells):
+        found.append(("—", "not run, or not published"))
+    if "absent" in states:
+        found.append(("n/a", "the method does not give this figure"))
+    for reason in dict.fromkeys(f"{c.reason}" for c in cells if c.state == "undefined"):
+        found.append(("undef.", reason))
+    if any(c.rank or c.printed_rank for c in cells):
+        found.append(("bold, underlined", RANKS))
+    if any(line.partial for line in lines):
+        found.append(("k of n", "mean over the k categories that have a record, of the n that the mean is over"))
+    return found
+
+
+def measured(cells: Sequence[Cell]) -> list[str]:
+    """How the figures came about: limits of areas, rule of the image score, seeds, versions of the data."""
+    shown = [cell for cell in cells if cell.state == "value"]
+    records = {id(r): r for cell in shown if cell.need.unit != "count" for r in cell.records}.values()
+    if not records:
+        return [] if shown or not any(cell.state for cell in cells) else ["Nothing measured yet."]
+    metrics = {metric for cell in cells for metric in cell.need.metrics}
+    notes = []
+    for name, text in (("aupro", "AUPRO"), ("auspro", "AUsPRO")):
+        limits = sorted({m.partition("@")[2].partition("/")[0] for m in metrics if m.startswith(f"{name}@")})
+        if limits:
+            notes.append(f"{text} up to a false positive rate of {', '.join(limits)}, divided by it.")
+    if any(m.startswith("image_") for m in metrics):
+        rules: dict[str, set[str]] = {}
+        for record in records:
+            rule = record["protocol"].get("image_score")
+            rules.setdefault("maximum of the map" if rule == "max" else "the method's own", set()).add(
+                f"{record['unit']['method']}@{record['unit']['preset']}"
+            )
+        if len(rules) == 1:
+            notes.append(f"Image score: {next(iter(rules))}.")
+        else:
+            each = "; ".join(f"{rule} for {', '.join(sorted(who))}" for rule, who in rules.items())
+            notes.append(f"Image score: {each}.")
+    seeds = sorted({record["unit"]["seed"] for record in records})
+    spread = "; mean ± standard deviation over the seeds" if any(cell.sd is not None for cell in cells) else ""
+    notes.append(f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}{spread}.")
+    prints: dict[tuple[str, str], set[str]] = {}
+    for record in records:
+        if record.get("dataset_fingerprint"):
+            place = (record["unit"]["dataset"], record["unit"]["category"])
+            prints.setdefault(place, set()).add(str(record["dataset_fingerprint"]))
+    notes += [
+        f"{dataset}/{category}: measured on {len(versions)} versions of the data, which differ."
+        for (dataset, category), versions in sorted(prints.items()) if len(versions) > 1
+    ]
+    return notes
+
+
+def gaps(cells: Sequence[Cell], found: Pool) -> list[str]:
+    """Which records are missing, and which units failed and why."""
+    holes: dict[tuple[str, str], dict[str, None]] = {}
+    for cell in cells:
+        for category in cell.absent_from:
+            holes.setdefault((str(cell.need.method), cell.need.dataset), {})[category] = None
+    lacking: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (method, dataset), categories in holes.items():
+        lacking.setdefault((dataset, tuple(categories)), []).append(method)
+    notes = []
+    for (dataset, categories), methods in lacking.items():
+        who = "Neither files nor a record" if ANY in methods else f"No record of {', '.join(methods)}"
+        notes.append(f"{who} on {dataset}: {', '.join(categories)}.")
+    for (method, dataset), categories in holes.items():
+        name, _, preset = method.partition("@")
+        notes += [
+            f"Failed: {method} {dataset}/{category} {why}."
+            for category in categories for why in found.failed.get((name, preset, dataset, category), ())
+        ]
+    return notes
+
+
+def published(pairs: Iterable[tuple[Line, Line, Cell]]) -> list[str]:
+    """What is odd about published figures, by (row, column, cell)."""
+    said = []
+    for row, column, cell in pairs:
+        if cell.printed_marks and cell.printed:
+            note = cell.printed.note or cell.printed.source
+            where = f"{row.group}, {row.label}" if row.group else row.label
+            said.append(f"Published, {where}, {column.label}: {note.replace('MISMATCH: ', '')}.")
+    return said

@@ -1,0 +1,138 @@
+"""Pages of the report with every unit of a method: its figures, worst misses with pictures, and its provenance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report.drawings import charts
+from benchmarks.report.numbers.misses import worst
+from benchmarks.report.numbers.notes import symbol
+from benchmarks.report.numbers.pool import Pool, Record, protocol_of, size_text
+from benchmarks.report.pages.pictures import Pictures, relative
+
+COUNTS = {"train": "train", "validation": "validation", "test_good": "good", "test_anomalous": "defective"}
+MISSES = 4
+
+
+@dataclass
+class Page:
+    """The page of one `method@preset`."""
+
+    spec: str
+    file: str
+    records: list[Record]
+    content: dict[str, Any] = field(default_factory=dict)
+
+    def anchor(self, record: Record) -> str:
+        """Link from the report's root to a record's section."""
+        return f"{self.file}#u{next(i for i, r in enumerate(self.records) if r is record)}"
+
+
+def method_pages(found: Pool, out: Path, results: Path | None, pictures: Pictures) -> list[Page]:
+    """One page per method with all its units, by dataset, category and seed."""
+    specs = sorted({f"{key[0]}@{key[1]}" for key in found.units})
+    pages = []
+    for number, spec in enumerate(specs):
+        keys = sorted(key for key in found.units if f"{key[0]}@{key[1]}" == spec)
+        records = [record for key in keys for _, record in sorted(found.units[key].items())]
+        safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in spec)[:40]
+        page = Page(spec, f"methods/{number:02d}-{safe}.html", records)
+        configs: dict[str, dict[str, Any]] = {}
+        machines: dict[str, dict[str, Any]] = {}
+        units = [_unit(i, record, out, configs, machines, pictures) for i, record in enumerate(records)]
+        for i, (unit, record) in enumerate(zip(units, records, strict=True)):
+            unit["charts"] = _charts(record, out / "charts" / f"{number}-{i}.svg")
+        common = {unit["protocol"] for unit in units}
+        if len(common) == 1:
+            for unit in units:
+                unit["protocol"] = ""
+        page.content = {
+            "units": units, "configs": list(configs.values()), "machines": list(machines.values()),
+            "protocol": next(iter(common)) if len(common) == 1 else "",
+        }
+        pages.append(page)
+    return pages
+
+
+def _unit(
+    number: int, record: Record, out: Path, configs: dict[str, dict[str, Any]], machines: dict[str, dict[str, Any]],
+    pictures: Pictures,
+) -> dict[str, Any]:
+    environment = dict(record.get("environment") or {})
+    config = {"hash": str(record.get("config_hash", "?")), "items": _flat(record.get("config") or {})}
+    finished, command = environment.pop("finished", ""), environment.pop("command", "not recorded")
+    environment.pop("started", None)
+    weights = [(f"weights {tag}", _weights(used)) for tag, used in (record.get("weights") or {}).items()]
+    machine = {"device": str(environment.get("device", "unknown device")), "items": [*_flat(environment), *weights]}
+    misses = worst(record)
+    timing, memory, images = (record.get(part) or {} for part in ("timing", "memory", "images"))
+    marks = record.get("marks") or ()
+    path = record.get("path")
+    version, size = protocol_of(record)
+    rule = {"max": "image score: maximum of the map", "method": "image score: the method's own"}.get(
+        record["protocol"].get("image_score"), "image score: not recorded"
+    )
+    return {
+        "number": number, **{k: record["unit"][k] for k in ("dataset", "category", "seed")},
+        "marks": "; ".join(f"{symbol(m)} {m}" for m in marks), "notes": [str(n) for n in record.get("notes") or ()],
+        "metrics": ", ".join(f"{k} {v:.4f}" for k, v in record["metrics"].items() if v is not None),
+        "undefined": list((record.get("undefined") or {}).items()),
+        "misses": [miss.text for miss in misses[:MISSES]],
+        "pictures": pictures.of(record, misses),
+        "command": command, "finished": _minute(finished), "device": machine["device"],
+        "record": relative(path, out / "methods"), "record_name": Path(path).name if path else "",
+        "protocol": f"at {size_text(size)}; {rule}; metric version {version}",
+        "images": ", ".join(
+            f"{images[k]} {name}" for k, name in COUNTS.items() if images.get(k) is not None
+        ) + (f", {images['sizes']} pixels" if images.get("sizes") else ""),
+        "fingerprint": str(record.get("dataset_fingerprint", "?"))[:16],
+        "cost": ", ".join(
+            [f"{k.removesuffix('_s')} {v:.1f} s" for k, v in timing.items() if k.endswith("_s") and k != "images_per_s"
+             and isinstance(v, int | float)]
+            + [f"{k.removeprefix('peak_').removesuffix('_mb')} {v:.0f} MiB" for k, v in memory.items() if v is not None]
+        ),
+        "config": _index_of(configs, config), "config_hash": config["hash"],
+        "machine": _index_of(machines, machine),
+    }
+
+
+def _charts(record: Record, path: Path) -> str:
+    """Write the unit's curves, losses and scores; the link from the method's page, '' when nothing is stored."""
+    drawn = charts.of(record)
+    if not drawn:
+        return ""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(drawn, encoding="utf-8")
+    return f"../charts/{path.name}"
+
+
+def _minute(time: str) -> str:
+    """'2026-01-01 09:30 UTC' from the record's time in full."""
+    return f"{time[:10]} {time[11:16]} UTC" if time[19:].endswith("+00:00") else time
+
+
+def _index_of(known: dict[str, dict[str, Any]], item: dict[str, Any]) -> int:
+    """Settings and machines that units share stand once on the page."""
+    key = json.dumps(item, sort_keys=True, default=str)
+    known.setdefault(key, item)
+    return list(known).index(key)
+
+
+def _flat(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    items = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            items += [(f"{key} {inner}", text) for inner, text in _flat(value)]
+        else:
+            items.append((str(key), "none" if value is None else str(value)))
+    return items
+
+
+def _weights(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{value.get('file', '?')}, sha256 {value.get('sha256', '?')}"
+    return str(value)

@@ -1,0 +1,138 @@
+"""Pictures of the worst misses, from maps that a run kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from benchmarks.report.drawings.overlays import colour, limits, overlay
+from benchmarks.report.numbers.misses import Miss
+from benchmarks.report.numbers.pool import Record
+
+Samples = Callable[[str, str], Mapping[str, tuple[Path, Sequence[Path]]]]
+"""(dataset, category) -> {picture name: (picture file, mask files)}."""
+SIDE = 224
+
+
+class Pictures:
+    """Makes pictures of units from kept maps: input, ground truth and map where the data are there, else the map."""
+
+    def __init__(
+        self, out: Path, results: Path | None, maps_dir: Path | None, samples: Samples | None, per_unit: int
+    ) -> None:
+        self.out, self.results, self.maps_dir = out, results, maps_dir
+        self.samples, self.per_unit = samples, per_unit
+        self.made = 0
+        self._known: dict[tuple[str, str], Mapping[str, tuple[Path, Sequence[Path]]]] = {}
+
+    def of(self, record: Record, misses: Sequence[Miss]) -> list[dict[str, str]]:
+        """JPEG files of the worst misses, on one colour scale, as {'src' (from the method's page), 'alt', 'text'}."""
+        folder = self._folder(record)
+        if folder is None or not misses or not self.per_unit:
+            return []
+        maps = {}
+        for miss in misses:
+            path = folder / f"{miss.name}.tiff"
+            if len(maps) < self.per_unit and path.exists():
+                maps[miss] = _read_map(path)
+        if not maps:
+            return []
+        low, high = limits(list(maps.values()))
+        known = self._samples(record["unit"]["dataset"], record["unit"]["category"])
+        name = hashlib.sha256(str(record.get("path")).encode()).hexdigest()[:12]
+        shown = []
+        for k, (miss, anomaly_map) in enumerate(maps.items()):
+            path = self.out / "images" / name / f"{k:02d}.jpg"
+            parts = _strip(anomaly_map, low, high, known.get(miss.name), path)
+            shown.append({
+                "src": relative(str(path), self.out / "methods") or "", "text": miss.text,
+                "alt": f"{parts} of {miss.name}",
+            })
+            self.made += 1
+        return shown
+
+    def _folder(self, record: Record) -> Path | None:
+        """Where `--keep-maps` put the maps of a record: the place of the record, below the maps folder."""
+        if self.maps_dir is None or not record.get("path"):
+            return None
+        path = Path(record["path"])
+        runs = Path(self.results) / "runs" if self.results is not None else None
+        if runs is not None and path.is_relative_to(runs):
+            inside = path.relative_to(runs)
+        else:
+            inside = Path(*path.parts[-4:])
+        folder = self.maps_dir / inside.with_suffix("") / str(record["unit"]["category"]) / "test"
+        return folder if folder.is_dir() else None
+
+    def _samples(self, dataset: str, category: str) -> Mapping[str, tuple[Path, Sequence[Path]]]:
+        if self.samples is None:
+            return {}
+        if (dataset, category) not in self._known:
+            try:
+                self._known[dataset, category] = self.samples(dataset, category)
+            except (ValueError, OSError):
+                self._known[dataset, category] = {}  # the data are elsewhere by now: show the maps alone
+        return self._known[dataset, category]
+
+
+def _read_map(path: Path) -> np.ndarray:
+    """float32 [h, w] no larger than what is shown."""
+    import tifffile
+    from PIL import Image
+
+    anomaly_map = Image.fromarray(np.nan_to_num(tifffile.imread(path).astype(np.float32)))
+    anomaly_map.thumbnail((2 * SIDE, 2 * SIDE), Image.Resampling.BOX)
+    return np.asarray(anomaly_map)
+
+
+def _strip(
+    anomaly_map: np.ndarray, low: float, high: float, sample: tuple[Path, Sequence[Path]] | None, path: Path
+) -> str:
+    """Write input | ground truth | overlay, or the map alone; returns what is shown in words."""
+    from PIL import Image
+
+    picture = _picture(sample[0]) if sample else None
+    if picture is None:
+        tiles, words = [colour(anomaly_map, low, high)], "anomaly map"
+    else:
+        truth = np.zeros(picture.shape[:2], np.uint8)
+        for file in sample[1]:
+            with Image.open(file) as mask:
+                part = mask.convert("I").resize((picture.shape[1], picture.shape[0]), Image.Resampling.NEAREST)
+            truth[np.asarray(part) > 0] = 255
+        tiles = [picture, np.repeat(truth[..., None], 3, axis=2), overlay(picture, anomaly_map, low, high)]
+        words = "input, ground truth and anomaly map"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scaled = [Image.fromarray(tile) for tile in tiles]
+    height = min(SIDE, scaled[0].height) if picture is None else scaled[0].height
+    width = max(1, round(scaled[0].width * height / scaled[0].height))
+    strip = Image.new("RGB", (len(scaled) * width + 4 * (len(scaled) - 1), height), "white")
+    for k, tile in enumerate(scaled):
+        strip.paste(tile.resize((width, height)), (k * (width + 4), 0))
+    strip.save(path, quality=82)
+    return words
+
+
+def _picture(path: Path) -> np.ndarray | None:
+    """uint8 [h, w, 3] of at most SIDE rows; None when it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I"):
+                image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).clip(0, 255).astype(np.uint8))
+            image = image.convert("RGB")
+            image.thumbnail((2 * SIDE, SIDE))
+            return np.asarray(image)
+    except (OSError, ValueError):
+        return None
+
+
+def relative(path: str | None, start: Path) -> str | None:
+    """A link from a folder to a file, percent-encoded; None without a file."""
+    return quote(os.path.relpath(path, start).replace(os.sep, "/"), safe="/.") if path else None

@@ -1,0 +1,80 @@
+"""What the commands show and write: tables and comparisons of records in each format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report.numbers.compare import comparisons
+from benchmarks.report.numbers.pool import pool
+from benchmarks.report.numbers.tables import Table, generic, suite_tables
+from benchmarks.report.pages import fragments
+from benchmarks.report.text import comparison as comparison_text
+from benchmarks.report.text import csv_text, latex, markdown
+
+FORMATS = {
+    "md": (".md", markdown.markdown), "latex": (".tex", latex.latex), "csv": (".csv", csv_text.wide),
+    "csv-long": (".long.csv", lambda table: csv_text.long([table])), "html": (".html", fragments.table),
+}
+"""Format -> suffix of its files, and what makes it."""
+
+
+def render(table: Table, form: str = "md") -> str:
+    """The table in one of FORMATS."""
+    return FORMATS[form][1](table)
+
+
+def write(table: Table, folder: Path) -> list[Path]:
+    """Write `<folder>/<table>.<suffix>` for each format; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for suffix, make in FORMATS.values():
+        path = folder / f"{_file_name(table.spec.name)}{suffix}"
+        path.write_text(make(table), encoding="utf-8", newline="\n")
+        paths.append(path)
+    return paths
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in text)
+
+
+def suite_text(paper: str, records: Iterable[Any], only: str | None = None, **options: Any) -> str:
+    """The tables of a paper as Markdown, for the screen. options: those of `suite_tables`."""
+    return "\n".join(map(render, suite_tables(paper, records, only, **options)))
+
+
+def write_suite(
+    paper: str, records: Iterable[Any], folder: Path, only: str | None = None, **options: Any
+) -> list[Path]:
+    """Write the tables of a paper into `<folder>/<paper>`; returns the paths. options: those of `suite_tables`."""
+    return [
+        path for table in suite_tables(paper, records, only, **options) for path in write(table, Path(folder) / paper)
+    ]
+
+
+def overview(records: Iterable[Any], absent: Mapping[str, Sequence[str]] | None = None) -> str:
+    """What a run gave, as Markdown: one table per dataset. absent: dataset -> categories that are not there."""
+    made = generic(records)
+    for table in made:
+        if names := (absent or {}).get(table.spec.dataset):
+            table.notes.append(f"Not under the data root, so neither run nor averaged: {', '.join(names)}.")
+    return "\n".join(map(render, made))
+
+
+def comparison(
+    records: Iterable[Any], methods: Sequence[str], *, metric: str | None = None, form: str = "md", mixed: bool = False
+) -> str:
+    """Methods against each other; without `metric` by the usual three. csv is the long form, latex the tables alone.
+
+    Raises ReportError when no method has a record, or records are of several protocols and `mixed` is False.
+    """
+    found = pool(records)
+    made = comparisons(found, methods, [metric] if metric else None, mixed)
+    if form == "csv":
+        return csv_text.long([one.table for one in made])
+    if form == "latex":
+        return "\n".join(latex.latex(one.table) for one in made)
+    text = fragments.comparison if form == "html" else comparison_text.markdown
+    return text(made, comparison_text.cost_table(found, methods))
