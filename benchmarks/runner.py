@@ -270,15 +270,19 @@ def _run(
     ]
     if watch is not None and watch.log():
         log = {**(log or {}), "watched_on_test": watch.log()}
-    record["training"], series = history.split(log or {})
-    record["notes"] = [*category.notes, *warnings, *scored.notes, *remarks, *unasked, *(watch.notes() if watch else ())]
+    log = dict(log or {})
+    learnt, told = log.pop("marks", ()), log.pop("notes", ())  # what the training says of itself (models/nn/floor.py)
+    record["training"], series = history.split(log)
+    record["notes"] = [
+        *category.notes, *warnings, *told, *scored.notes, *remarks, *unasked, *(watch.notes() if watch else ()),
+    ]
     record["features"] = _features(shared.features.stats)
     if job.config.precision != "float32":
         record["protocol"]["precision"] = job.config.precision
         record["protocol"]["precision_effect"] = scored.precision_effect
         if not any("bf16" in remark for remark in remarks):
             record["notes"].append(f"precision {job.config.precision} changed nothing: no part of the method uses it")
-    record["marks"] = _marks(job, record["weights"], category.notes)
+    record["marks"] = [*_marks(job, record["weights"], category.notes), *learnt]
     return record, {**scored.per_image, **scored.curves, **series}
 
 

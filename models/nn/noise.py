@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -39,6 +39,17 @@ def gaussian(x: Tensor, rate: float, generator: torch.Generator, spread: Spread 
         rate_of = rate * torch.rand(x.shape[0], 1, 1, 1, generator=generator, device=x.device)
         return x + rate_of * noise
     return x + (rate if spread == "fixed" else rate**0.5) * noise
+
+
+def each_alone(
+    x: Tensor, generators: Sequence[torch.Generator], noise: Callable[[Tensor, torch.Generator], Tensor]
+) -> Tensor:
+    """`noise(picture [1, C, H, W], its generator)` for every picture of x [B, C, H, W], on the CPU; back on x's device.
+
+    With `picture_generators` a second call with the same generators gives the pictures' second draws.
+    """
+    drawn = [noise(one, generator) for one, generator in zip(x.cpu().split(1), generators, strict=True)]
+    return torch.cat(drawn).to(x.device)
 
 
 def picture_generators(pictures: Sequence[np.ndarray], seed: int) -> list[torch.Generator]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -12,6 +13,21 @@ from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def imagenet(x: Tensor) -> Tensor:
+    """Pictures [B, 3, h, w] in [0, 1] with ImageNet's mean subtracted and divided by its standard deviation."""
+    mean, std = _imagenet(x.device, x.dtype)
+    return (x - mean) / std
+
+
+@lru_cache(maxsize=8)
+def _imagenet(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [1, 3, 1, 1], brought to a device once."""
+    with torch.inference_mode(False):  # a tensor made in inference mode could not take part in a later training
+        return tuple(  # type: ignore[return-value]
+            torch.tensor(values, device=device, dtype=dtype).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
+        )
 
 
 @dataclass(frozen=True)
@@ -44,11 +60,7 @@ class Preprocess:
 
     def normalised(self, batch: Tensor) -> Tensor:
         """float32 [B, 3, h, w] in [0, 1] -> normalised as configured."""
-        if not self.normalise:
-            return batch
-        mean = batch.new_tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
-        std = batch.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
-        return (batch - mean) / std
+        return imagenet(batch) if self.normalise else batch
 
     def _resized(self, image: np.ndarray, device: torch.device | str) -> Tensor:
         x = torch.tensor(image).to(device).permute(2, 0, 1).unsqueeze(0).float().div_(255)

@@ -1,4 +1,4 @@
-"""What methods with one training loop have in common: preprocessing, the loop, and their state."""
+"""What methods with a training have in common: preprocessing, pictures in memory, the loop, notes, and their state."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from models.base import Config, Context, Detector, Images, Progress
@@ -22,39 +23,75 @@ class TrainedConfig(Config):
 
 
 class Trained(Detector):
-    """A method with trained modules; its state is theirs, since frozen parts come from the weights by tag."""
+    """A method with trained modules; its state is theirs, since frozen parts come from the weights by tag.
+
+    A subclass calls `_trained(net=...)` in `__init__`, and `_pictures` and `_train` in `fit`. Reconstruction methods
+    set `normalise = False` and `channels_last = True`. kept: attributes that belong to the state besides the modules
+    (a threshold, a reference picture): tensors or plain values. notes: lines that `_train` puts into the log.
+    """
 
     Config = TrainedConfig
     config: TrainedConfig
     normalise: ClassVar[bool] = True
+    channels_last: ClassVar[bool] = False
+    kept: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: TrainedConfig, context: Context) -> None:
         super().__init__(config, context)
         self.preprocess = Preprocess((config.size, config.size), normalise=self.normalise)
         self.trained: dict[str, nn.Module] = {}
+        self.notes: list[str] = []
+
+    @property
+    def _format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.preserve_format
 
     def _trained(self, **modules: nn.Module) -> None:
-        self.trained = {name: module.to(self.context.device).eval() for name, module in modules.items()}
+        self.trained = {
+            name: module.to(self.context.device, memory_format=self._format).eval() for name, module in modules.items()
+        }
 
     def _train(
-        self, step: Any, optimizers: Sequence[Any], count: int, progress: Progress, **more: Any
+        self, step: Any, optimizers: Sequence[Any], count: int, progress: Progress, *, key: Any = (), **more: Any
     ) -> dict[str, Any]:
-        """Train `self.trained` for the configured epochs unless `more` says otherwise; see `training.train`."""
-        more = {"epochs": self.config.epochs, **more}
-        return train(
+        """Train `self.trained` for the configured epochs unless `more` says otherwise; see `training.train`.
+
+        key: what tells this training apart besides method and config.
+        """
+        if "epochs" not in more:
+            more["epochs"] = self.config.epochs
+        log = train(
             step, self.trained, optimizers, count=count, batch=self.config.train_batch, context=self.context,
-            key=(self.name, key_of(self.config)), progress=progress, **more,
+            key=(self.name, key_of(self.config), key), progress=progress, **more,
         )
+        return self._noted(log)
+
+    def _noted(self, log: dict[str, Any]) -> dict[str, Any]:
+        """The log with the notes gathered so far, which are then forgotten."""
+        if self.notes:
+            log["notes"], self.notes = [*log.get("notes", []), *self.notes], []
+        return log
 
     def _pictures(self, images: Images) -> Tensor:
-        return load_pictures(images, self.preprocess, self.context.device)
+        """[N, 3, h, w] on the device; a note when pictures had to be enlarged."""
+        pictures = load_pictures(images, self.preprocess, self.context.device, notes=self.notes)
+        return pictures.contiguous(memory_format=self._format) if self.channels_last else pictures
+
+    def _seen(self, batch: Images) -> Tensor:
+        """A batch for `predict` as the network takes it: [B, 3, h, w] on the device."""
+        x = self.preprocess(batch, self.context.device)
+        return x.contiguous(memory_format=self._format) if self.channels_last else x
 
     def _parameters(self) -> list[nn.Parameter]:
-        return [parameter for module in self.trained.values() for parameter in module.parameters()]
+        """Those of `self.trained` that are not frozen."""
+        return [p for module in self.trained.values() for p in module.parameters() if p.requires_grad]
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: module.state_dict() for name, module in self.trained.items()}
+        modules = {name: module.state_dict() for name, module in self.trained.items()}
+        return modules | {name: getattr(self, name) for name in self.kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, module in self.trained.items():
             module.load_state_dict(state[name])
+        for name in self.kept:
+            setattr(self, name, state[name])

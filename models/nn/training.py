@@ -12,9 +12,9 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +209,7 @@ def train(
     stop: Best | None = None,
     schedulers: Sequence[torch.optim.lr_scheduler.LRScheduler] = (),
     checkpoint_s: float = 60.0,
+    keep_end: bool = False,
 ) -> dict[str, Any]:
     """Train `modules`; returns the log {'loss': [...], 'epochs': n, ...} with one mean per epoch.
 
@@ -220,6 +221,7 @@ def train(
         whether a checkpoint in `context.scratch` is continued. A continued training equals an undisturbed one on CPU.
     validate: called after each epoch in eval mode and without gradients; its value goes to `stop`, after which the
         best epoch's weights are restored.
+    keep_end: the last epoch is saved however short the training was (what follows builds on exactly these weights).
 
     Raises ModelError, naming the epoch, when a loss or a weight is not finite; the last checkpoint stays.
     """
@@ -269,7 +271,7 @@ def train(
                 ended = stop is not None and stop.update(epoch, value, modules)
             log["ended"] = ended
             over = ended or epoch == epochs
-            if store.due() or (over and time.monotonic() - begin > checkpoint_s):
+            if store.due() or (over and (keep_end or time.monotonic() - begin > checkpoint_s)):
                 store.save(epoch, _state(modules, optimizers, schedulers, stop, order, noise, log))
     if stop is not None and stop.state is not None:
         stop.restore(modules)
@@ -279,6 +281,48 @@ def train(
     log.pop("ended", None)
     if store.note:
         log["notes"] = [store.note]
+    return log
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training among several of a method; step, modules and optimizers as in `train`."""
+
+    name: str
+    step: Step
+    modules: Mapping[str, nn.Module]
+    optimizers: Sequence[torch.optim.Optimizer]
+    epochs: int
+
+
+def train_phases(
+    phases: Iterable[Phase], *, epochs: int, count: int, batch: int, context: Context, key: Any,
+    progress: Progress = no_progress, checkpoint_s: float = 60.0,
+) -> dict[str, Any]:
+    """Train one phase after the other: the log {'loss': all, 'epochs': n, <name of phase>: its log, ...}.
+
+    phases: a generator, in which whatever stands between two `yield`s (freezing a part, choosing a reference) runs when
+        the phase before has ended, also in a training that goes on after an interruption. Finished phases are kept in
+        `context.scratch/<name>` with their weights, so that none is trained twice.
+    epochs: of all phases together, for the progress shown. The others are as in `train`.
+    """
+    log: dict[str, Any] = {"loss": [], "epochs": 0}
+    steps = math.ceil(count / batch)
+    for phase in phases:
+        before = log["epochs"] * steps
+
+        def report(done: int, total: int, /, before: int = before, **values: float) -> None:
+            progress(before + done, epochs * steps, **values)
+
+        folder = context.scratch / phase.name if context.scratch else None
+        part = train(
+            phase.step, phase.modules, phase.optimizers, count=count, batch=batch, epochs=phase.epochs,
+            context=replace(context, scratch=folder), key=(phase.name, key), progress=report,
+            checkpoint_s=checkpoint_s, keep_end=True,
+        )
+        log["loss"] += part["loss"]
+        log["epochs"] += part["epochs"]
+        log[phase.name] = part
     return log
 
 

@@ -144,6 +144,15 @@ def test_a_hanging_unit_ends_at_its_time_limit(cli: Cli, data_root: Path, tmp_pa
     assert list(metrics(tmp_path)) == ["parts/nut fake@plain 0"]
 
 
+def test_what_a_training_says_of_itself_marks_the_record(cli: Cli, data_root: Path, tmp_path: Path) -> None:
+    done = cli(*run_args(data_root, tmp_path, "--methods", "fake", "--set", "how=floor", "--categories", "nut"))
+    assert done.returncode == 0, done.stderr
+    (record,) = Store(tmp_path).records()
+    assert record["marks"] == ["modified", "floor"]
+    assert "no better than the mean picture" in record["notes"]
+    assert not {"marks", "notes"} & set(record["training"])
+
+
 def test_constant_scores_are_half_and_noted(cli: Cli, data_root: Path, tmp_path: Path) -> None:
     assert cli(*run_args(data_root, tmp_path, "--methods", "fake_bad@constant", "--categories", "nut")).returncode == 0
     record = Store(tmp_path).records()[0]

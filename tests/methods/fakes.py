@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from models.base import Config, Context, Detector, Images, Prediction, Progress, no_progress
+from models.nn.floor import mark
 from models.nn.preprocess import Preprocess
 from models.registry import register
 
@@ -46,7 +47,10 @@ class Fake(Detector):
             progress(i + 1, len(train), loss=1 / (i + 1))
         generator = torch.Generator().manual_seed(self.context.seed)
         self.mean = total / len(train) + self.config.noise * torch.randn(total.shape, generator=generator)
-        return {"loss": [1.0, 0.5]}
+        log: dict[str, Any] = {"loss": [1.0, 0.5]}
+        if self.config.how == "floor":
+            mark(log, "floor", "no better than the mean picture")
+        return log
 
     def predict(self, batch: Images) -> Prediction:
         x = self.preprocess(batch, self.context.device)

@@ -16,6 +16,8 @@ MARKS = {
     "other_weights": ("△", "a network in it ran with other pretrained weights than the preset names"),
     "reduced": ("‡", "the data differ from the full public set"),
     "short": ("§", "trained on a shortened schedule"),
+    "floor": ("⊥", "not better than the mean picture: its network reconstructs no better than one picture for all"),
+    "code": ("○", "its dense code is hardly used: one code for all pictures reconstructs nearly as well"),
     "modified": ("¶", "settings differ from the preset"),
     "seeds": ("‖", "fewer seeds than the table asks for, or than its other figures have"),
     "preset": ("◊", "measured with a smaller preset than the one that the table asks for"),

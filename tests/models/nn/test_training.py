@@ -185,3 +185,61 @@ def test_autocast() -> None:
         assert (x @ x).dtype == torch.bfloat16
     with training.autocast(torch.device("cpu"), "float32"):
         assert (x @ x).dtype == torch.float32
+
+
+class TwoPhases:
+    """A first part trained alone, then frozen, and a second part trained on what it gives."""
+
+    def __init__(self, scratch: Path | None) -> None:
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.x = torch.randn(12, 4, generator=torch.Generator().manual_seed(1))
+        self.context = context(scratch)
+        self.seen: list[tuple[int, int]] = []
+        self.die_at: int | None = None
+        self.trained: list[str] = []
+        self.anchor = torch.zeros(4)
+
+    def run(self) -> dict[str, Any]:
+        def report(done: int, total: int, /, **_: float) -> None:
+            self.seen.append((done, total))
+            if done == self.die_at:
+                raise KeyboardInterrupt
+
+        def one(i: Tensor, _: torch.Generator) -> Tensor:
+            self.trained.append("one")
+            return (self.first(self.x[i]) - self.x[i]).square().mean()
+
+        def two(i: Tensor, _: torch.Generator) -> Tensor:
+            self.trained.append("two")
+            return (self.second(self.first(self.x[i])) - self.anchor).square().mean()
+
+        def phases() -> Any:
+            yield training.Phase("one", one, {"first": self.first}, [torch.optim.Adam(self.first.parameters())], 3)
+            self.first.requires_grad_(False)
+            self.anchor = self.first(self.x[:1]).detach()
+            yield training.Phase("two", two, {"second": self.second}, [torch.optim.Adam(self.second.parameters())], 2)
+
+        return training.train_phases(
+            phases(), epochs=5, count=12, batch=4, context=self.context, key="phases", progress=report,
+        )
+
+
+def test_phases_follow_each_other_and_a_finished_one_is_not_trained_again(tmp_path: Path) -> None:
+    whole = TwoPhases(None)
+    log = whole.run()
+    assert whole.seen == [(i, 15) for i in range(1, 16)]
+    assert whole.trained == ["one"] * 9 + ["two"] * 6
+    assert (log["epochs"], log["one"]["epochs"], log["two"]["epochs"]) == (5, 3, 2)
+    assert log["loss"] == log["one"]["loss"] + log["two"]["loss"]
+
+    killed = TwoPhases(tmp_path)
+    killed.die_at = 11  # in the second phase, less than checkpoint_s after the start
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    resumed = TwoPhases(tmp_path)
+    again = resumed.run()
+    assert resumed.trained == ["two"] * 6
+    assert again["two"] == log["two"] and torch.equal(resumed.anchor, whole.anchor)
+    for ours, theirs in ((resumed.first, whole.first), (resumed.second, whole.second)):
+        assert torch.equal(ours.weight, theirs.weight)
