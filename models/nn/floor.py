@@ -36,8 +36,8 @@ def against_floor(
 ) -> None:
     """Put 'floor', 'error' (of the trained network) and 'error_over_floor' into a training log.
 
-    pictures: the training pictures [N, 3, h, w] as the method loads them; rebuild: the network as it is used at test, in
-    eval mode. A network that does not beat the mean picture adds a line to log['notes'] and 'floor' to log['marks'],
+    pictures: the training pictures [N, 3, h, w] as the method loads them; rebuild: the network as it is used at test,
+    in eval mode. A network that does not beat the mean picture adds a line to log['notes'] and 'floor' to log['marks'],
     which every table shows.
     """
     log["floor"] = below = floor(pictures, error, batch)

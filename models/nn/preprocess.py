@@ -25,9 +25,8 @@ def imagenet(x: Tensor) -> Tensor:
 def _imagenet(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [1, 3, 1, 1], brought to a device once."""
     with torch.inference_mode(False):  # a tensor made in inference mode could not take part in a later training
-        return tuple(  # type: ignore[return-value]
-            torch.tensor(values, device=device, dtype=dtype).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
-        )
+        both = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device, dtype=dtype)
+        return both[0].view(1, 3, 1, 1), both[1].view(1, 3, 1, 1)
 
 
 @dataclass(frozen=True)
