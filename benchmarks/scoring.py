@@ -200,10 +200,9 @@ def _predict(
                 restored = list(torch.nn.functional.interpolate(
                     maps.float().unsqueeze(1), (height, width), mode="bilinear", align_corners=False
                 )[:, 0])
-            elif metric_size == "original":
-                restored = preprocess.restore(maps, [image.shape[:2] for image in images])
             else:
-                restored = preprocess.restore(maps, [(int(metric_size), int(metric_size))] * len(images))
+                to = None if metric_size == "original" else (int(metric_size), int(metric_size))
+                restored = preprocess.restore(maps, [image.shape[:2] for image in images], to)
             restored = [m.float().cpu().numpy() for m in restored]
         shown: list[dict[str, np.ndarray]] = [{} for _ in images]
         for name, values in prediction.panels.items() if panels else ():

@@ -24,8 +24,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.speed.common import machine
-from models.baselines.patchcore import project
 from models.nn.coreset import greedy_coreset, plain_greedy
+from models.nn.projection import project
 
 
 def picture_features(folder: Path, weights: str) -> Tensor:

@@ -153,8 +153,8 @@ def growth(root: Path, arguments: argparse.Namespace) -> None:
     """Prediction and metrics of a fitted detector; coreset of distinct training pictures."""
     import datasets
     from benchmarks.scoring import score_test
-    from models.baselines.patchcore import project
     from models.nn.coreset import greedy_coreset
+    from models.nn.projection import project
 
     detector = patchcore(arguments.weights)
     category = datasets.load("pictures", "category", root)
@@ -201,8 +201,8 @@ def growth(root: Path, arguments: argparse.Namespace) -> None:
 
 def distances(root: Path, arguments: argparse.Namespace) -> None:
     """Shares while and until so many points are selected."""
-    from models.baselines.patchcore import project
     from models.nn.coreset import greedy_coreset
+    from models.nn.projection import project
 
     features = project(patches(patchcore(arguments.weights), pictures(root, "train")), "sparse", 0)
     count, stats = int(len(features) * arguments.share), {}

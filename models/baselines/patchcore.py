@@ -1,14 +1,14 @@
 """PatchCore (Roth et al., CVPR 2022): nearest neighbours in a coreset of locally aware patch features.
 
-Compared with the authors' code (amazon-science/patchcore-inspection): resize and crop, bilinear upsampling, Gaussian
-of sigma 4, image score and random projection are theirs; a patch is described by the 3x3 mean per channel as in Sec.
-3.1 (their code pools the flattened neighbourhood to 1024 values), distances are Euclidean as in Eq. 6 (theirs are
-squared), and the greedy selection is exact from one start (theirs begins with distances to ten random points).
+Compared with the authors' code (amazon-science/patchcore-inspection): crop, bilinear upsampling, Gaussian of sigma 4
+and image score are theirs. A patch is described by the 3x3 mean per channel as in Sec. 3.1 (their code averages the
+flattened neighbourhood to 1024 values, then both layers to 1024), distances are Euclidean as in Eq. 6 (theirs are
+squared), the greedy selection is exact from one start (theirs begins with distances to ten random points), both sides
+are resized (theirs the shorter one), and borders are mirrored in the smoothing (theirs are reflected).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from models.features import backbone, extract
 from models.nn.coreset import greedy_coreset
 from models.nn.neighbours import knn
 from models.nn.preprocess import Preprocess
+from models.nn.projection import project
 from models.nn.smooth import gaussian_smooth
 from models.registry import register
 
@@ -138,25 +139,3 @@ class PatchCore(Detector):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.bank = state["bank"].to(self.context.device)
-
-
-def project(features: Tensor, kind: str, seed: int) -> Tensor:
-    """Random projection of [N, D] that nearly keeps distances; unchanged where it would not have fewer dimensions.
-
-    linear: Gaussian to 128 dimensions (Alg. 1 and the authors' code). sparse: entries of Achlioptas/Li with density
-    1/sqrt(D), to the dimension of the Johnson-Lindenstrauss lemma for N points at eps = 0.9, as in anomalib.
-    """
-    count, size = features.shape
-    rng = np.random.default_rng([seed, 1])
-    if kind == "linear":
-        matrix = rng.standard_normal((size, 128)) / math.sqrt(128)
-    elif kind == "sparse":
-        kept = max(1, int(4 * math.log(count) / (0.9**2 / 2 - 0.9**3 / 3)))
-        density = 1 / math.sqrt(size)
-        signs = rng.choice([-1.0, 0.0, 1.0], (size, kept), p=[density / 2, 1 - density, density / 2])
-        matrix = signs / math.sqrt(density * kept)
-    else:
-        return features
-    if matrix.shape[1] >= size:
-        return features
-    return features @ torch.from_numpy(matrix).to(features)

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import Config, Context, Detector, Images, ModelError, Prediction, Progress, no_progress
 from models.features import backbone, extract
 from models.nn.discriminator import TRAIN_BATCH, Discriminator, map_and_score, noise_loss, optimizer, start
+from models.nn.patches import patch_features
 from models.nn.preprocess import Preprocess
 from models.nn.training import key_of, train
 from models.registry import register
@@ -47,34 +47,6 @@ class SimpleNetConfig(Config):
     def __post_init__(self) -> None:
         if self.crop is not None and self.crop > self.resize:
             raise ModelError(f"simplenet: crop={self.crop} is larger than resize={self.resize}")
-
-
-def patch_features(found: Mapping[str, Tensor], layers: tuple[str, ...], patch: int, dimension: int) -> Tensor:
-    """Locally aware features (3.2): {layer: [B, C, h, w]} -> [B, dimension, h1, w1] at the first layer's resolution.
-
-    Each layer's patch x patch neighbourhoods (zero outside) are averaged in runs to `dimension` values, deeper layers
-    are brought bilinearly to the first one's size, and the layers side by side are averaged to `dimension` again, in
-    the order of values of the authors' code.
-    """
-    size = found[layers[0]].shape[-2:]
-    parts = []
-    for layer in layers:
-        x = found[layer]
-        columns = F.unfold(x, patch, padding=patch // 2)  # [B, C*patch*patch, h*w]
-        pooled = _average(columns, dimension).unflatten(2, x.shape[-2:])
-        if x.shape[-2:] != size:  # the same before or after averaging, since both are linear
-            pooled = F.interpolate(pooled, size, mode="bilinear", align_corners=False)
-        parts.append(pooled)
-    return _average(torch.cat(parts, 1).flatten(2), dimension).unflatten(2, size)
-
-
-def _average(x: Tensor, length: int) -> Tensor:
-    """Adaptive average along the channels: [B, C, L] -> [B, length, L]."""
-    if x.shape[1] == length:
-        return x
-    if x.shape[1] % length == 0:
-        return x.unflatten(1, (length, -1)).mean(2)
-    return F.adaptive_avg_pool2d(x.unsqueeze(1), (length, x.shape[2]))[:, 0]
 
 
 @register(

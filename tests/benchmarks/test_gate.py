@@ -81,7 +81,7 @@ def shift_the_maps(monkeypatch: pytest.MonkeyPatch) -> None:
 
     plain = Preprocess.restore
     monkeypatch.setattr(Preprocess, "restore",
-                        lambda self, maps, sizes: [m.roll((4, 4), (0, 1)) for m in plain(self, maps, sizes)])
+                        lambda self, *args: [m.roll((4, 4), (0, 1)) for m in plain(self, *args)])
 
 
 def connect_by_edges_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from models import registry
 from models.base import Context, ModelError
-from models.baselines.simplenet import SimpleNet, SimpleNetConfig, patch_features
+from models.baselines.simplenet import SimpleNet, SimpleNetConfig
+from models.nn.patches import patch_features
 from models.weights import WeightStore
 
 TINY = SimpleNetConfig(
