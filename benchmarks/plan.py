@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from benchmarks import devices
 from benchmarks.store import Store
 from benchmarks.units import Job, Protocol, Unit, UsageError, config_dict, digest, metric_size
 from datasets.base import Category, DatasetError
@@ -34,6 +35,10 @@ class Options:
     cache_dir: Path | None = None
     cache_size: int = 0
     time_limit: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a device that has no such name."""
+        devices.check(self.device)
 
 
 @dataclass(frozen=True)

@@ -99,5 +99,6 @@ def peak_memory(device: str) -> dict[str, float | None]:
     if device.startswith("cuda"):
         import torch
 
-        peak = round(torch.cuda.max_memory_allocated(torch.device(device)) / 2**20, 1)
+        with contextlib.suppress(RuntimeError):  # a lost device answers nothing, and its unit's record must be written
+            peak = round(torch.cuda.max_memory_allocated(torch.device(device)) / 2**20, 1)
     return {"peak_host_mb": round(host, 1), "peak_device_mb": peak}

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import history, provenance
+from benchmarks import devices, history, provenance
 from benchmarks.store import SCHEMA, Store
 from benchmarks.units import Job, config_dict
 from benchmarks.watching import Watch
@@ -77,28 +77,12 @@ class Timed(Sequence[np.ndarray]):
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch, and ask for deterministic kernels where they exist."""
+    """Seed Python, NumPy and torch; how a device computes is set by `devices.prepare`."""
     import torch
 
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  libraries below us draw from the global generator
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
-
-
-def resolve_device(name: str) -> str:
-    """'auto' -> 'cuda:0' when a GPU is there, else 'cpu'; ValueError for a GPU that is not there."""
-    import torch
-
-    if name == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda"):
-        index = torch.device(name).index or 0
-        if not torch.cuda.is_available() or index >= torch.cuda.device_count():
-            raise ValueError(f"--device {name}: {torch.cuda.device_count()} GPUs are visible; use --device cpu or auto")
-        return f"cuda:{index}"
-    return "cpu"
 
 
 def run_unit(job: Job, report: Report, shared: Shared | None = None) -> dict[str, Any]:
@@ -108,21 +92,25 @@ def run_unit(job: Job, report: Report, shared: Shared | None = None) -> dict[str
     """
     store = Store(job.results)
     device, started = "cpu", provenance.now()
+    how: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     phase = "setup"
     scores = None
     try:
-        device = resolve_device(job.device)
+        found = devices.resolve(job.device)
+        device, how = found.name, devices.prepare(found.name)
         provenance.reset_peak_memory(device)
         record, scores = _run(job, device, report, (shared or Shared()).for_job(job), seconds)
+        record["notes"] += [found.note] if found.note else []
         phase = "write"
     except Exception as error:
         cause = error.cause if isinstance(error, PhaseError) else error
         phase = error.phase if isinstance(error, PhaseError) else phase
         record = failure(job, type(cause).__name__, _message(cause), phase)
-        _free_device_memory()
+        record["error"]["device_lost"] = _free_device_memory(cause)
     record["environment"] = {
-        **provenance.environment(device), "started": started, "finished": provenance.now(), "command": job.command(),
+        **provenance.environment(device), **how, "started": started, "finished": provenance.now(),
+        "command": job.command(),
     }
     record["timing"] = {f"{name}_s": round(value, 4) for name, value in seconds.items()}
     images = record["images"].get("test")
@@ -147,10 +135,13 @@ def _message(error: BaseException) -> str:
     return text
 
 
-def _free_device_memory() -> None:
+def _free_device_memory(error: BaseException) -> bool:
+    """Give unused memory back; returns whether the error made the process's GPU unusable."""
     memory = sys.modules.get("models.nn.memory")
-    if memory is not None:
-        memory.free()
+    if memory is None:
+        return False
+    memory.free()
+    return memory.device_lost(error)
 
 
 def _skeleton(job: Job) -> dict[str, Any]:
@@ -280,7 +271,9 @@ def _run(
     if job.config.precision != "float32":
         record["protocol"]["precision"] = job.config.precision
         record["protocol"]["precision_effect"] = scored.precision_effect
-        if not any("bf16" in remark for remark in remarks):
+        if job.config.precision == "tf32" and device == "cpu":
+            record["notes"].append("precision tf32 changed nothing: the CPU computes in float32")
+        if job.config.precision == "bf16" and not any("bf16" in remark for remark in remarks):
             record["notes"].append(f"precision {job.config.precision} changed nothing: no part of the method uses it")
     record["marks"] = [*_marks(job, record["weights"], category.notes), *learnt]
     return record, {**scored.per_image, **scored.curves, **series}

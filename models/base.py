@@ -40,7 +40,7 @@ def no_progress(done: int, total: int, /, **values: float) -> None:
     """A `Progress` that shows nothing."""
 
 
-Precision = Literal["float32", "bf16"]
+Precision = Literal["float32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.base import Images, ModelError
-from models.nn.memory import available, in_parts, note
+from models.nn.memory import available, in_parts, may_give_up, note
 from models.nn.preprocess import Preprocess
 from models.weights import TORCHVISION, WeightStore, load_into
 
@@ -25,20 +25,26 @@ STAGES = ("layer1", "layer2", "layer3")
 
 CHUNK = 8  # pictures per pass; fixed, because the cache may only share what was computed in the same batches
 CHANNELS_LAST = ("cuda",)  # devices whose convolutions are faster with channels last
-PRECISIONS = ("float32", "bf16")
+PRECISIONS = ("float32", "tf32", "bf16")
 
 _precision: ContextVar[str] = ContextVar("precision", default="float32")
 
 
 @contextlib.contextmanager
 def precision(name: str) -> Iterator[None]:
-    """Inside, frozen backbones compute in `name`: 'float32', or 'bf16' with features brought back to float32."""
+    """Inside, frozen backbones compute in `name`: 'float32', or 'bf16' with features brought back to float32.
+
+    'tf32' lets a GPU's convolutions, of frozen and of trained networks, round their factors to 10 bits; distances and
+    other matrix products stay exact. Everywhere else it is off.
+    """
     if name not in PRECISIONS:
         raise ModelError(f"precision={name!r}: use {' or '.join(PRECISIONS)}")
-    token = _precision.set(name)
+    token, before = _precision.set(name), torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = name == "tf32"
     try:
         yield
     finally:
+        torch.backends.cudnn.allow_tf32 = before
         _precision.reset(token)
 
 
@@ -192,6 +198,7 @@ class FeatureCache:
         self.stats: dict[str, float] = {"bytes": 0}
         self._held: dict[Any, dict[bytes, tuple[dict[str, Tensor], float]]] = {}  # by group, then by pictures
         self._used: set[Any] = set()  # groups of this unit
+        may_give_up(self)
         self.begin()
 
     def begin(self) -> None:
@@ -205,6 +212,16 @@ class FeatureCache:
         """Drop everything that is held."""
         self._held = {}
         self.stats["bytes"] = 0
+
+    def holds(self) -> int:
+        """Bytes held now."""
+        return int(self.stats["bytes"])
+
+    def give_up(self) -> int:
+        """Memory ran out: drop everything and keep nothing more; returns the bytes that were held."""
+        held, self.limit = self.holds(), 0
+        self.clear()
+        return held
 
     def get(
         self, group: Any, pictures: bytes, count: int, layers: Sequence[str], compute: Callable[[], dict[str, Tensor]]
@@ -224,7 +241,7 @@ class FeatureCache:
         start = time.perf_counter()
         found = compute()
         if any(tensor.is_cuda for tensor in found.values()):
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(next(iter(found.values())).device)
         seconds = time.perf_counter() - start
         self.stats["computed"] += count
         self.stats["compute_s"] += seconds

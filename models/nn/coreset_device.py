@@ -102,8 +102,9 @@ class _Runner:
                 for _ in range(times):
                     step()
                 return
-            for _ in range(times - self._captured((capacity, slots), step)):
-                self._graphs[capacity, slots].replay()
+            with torch.cuda.device(self.state.points.device):  # a capture records the current device's stream
+                for _ in range(times - self._captured((capacity, slots), step)):
+                    self._graphs[capacity, slots].replay()
 
     def _captured(self, shape: tuple[int, int], step: Callable[[], None]) -> int:
         """Capture the step where it is not yet; returns how many steps that took (capturing runs none)."""

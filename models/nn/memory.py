@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+OUT_OF_MEMORY = (  # of torch's host allocator, the driver, cuBLAS and cuDNN 8 and 9, in lower case
+    "out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "alloc_failed",
+    "allocation_failed", "bad_alloc", "defaultcpuallocator", "cublas_status_not_initialized",
+)
+DEVICE_LOST = (
+    "device-side assert", "illegal memory access", "misaligned address", "illegal instruction", "unspecified launch",
+    "device not ready", "uncorrectable ecc", "launch timed out", "cudnn_status_mapping_error",
+)
+
+
+class Held(Protocol):
+    """Something that holds memory it can do without, at the price of computing it again."""
+
+    def holds(self) -> int:
+        """Bytes held now."""
+
+    def give_up(self) -> int:
+        """Drop what is held and keep nothing from here on; returns the bytes that were held."""
+
+
+_held: weakref.WeakSet[Any] = weakref.WeakSet()
 _notes: ContextVar[list[str] | None] = ContextVar("notes", default=None)
 
 
@@ -37,10 +59,19 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     # torch has no exception type of its own for the host, nor cuBLAS and cuDNN for their workspaces
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(words in text for words in (
-        "out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED",
-    ))
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY) and not device_lost(error)
+
+
+def device_lost(error: BaseException) -> bool:
+    """Whether an exception leaves the process's GPU unusable: every later call to it fails, whatever it asks for."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in DEVICE_LOST)
+
+
+def may_give_up(holder: Held) -> None:
+    """Have `holder` asked to give up what it holds when memory runs out, before work is cut into smaller parts."""
+    _held.add(holder)
 
 
 def available(device: torch.device | str) -> int:
@@ -60,10 +91,11 @@ def available(device: torch.device | str) -> int:
 
 
 def free() -> None:
-    """Give unused memory back to the device."""
+    """Give unused memory back to the device; nothing where the device no longer answers."""
     gc.collect()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # after a device-side assert every call fails, and the error to tell is that one
+            torch.cuda.empty_cache()
 
 
 def in_parts(call: Callable[[Any], Any], items: Sequence[Any] | torch.Tensor, size: int, what: str) -> list[Any]:
@@ -79,13 +111,17 @@ def in_parts(call: Callable[[Any], Any], items: Sequence[Any] | torch.Tensor, si
         try:
             results.append(call(part))
         except Exception as error:
-            if not out_of_memory(error) or len(part) < 2:
+            if not out_of_memory(error) or (len(part) < 2 and not any(holder.holds() for holder in _held)):
                 raise
         else:
             start += len(part)
             continue
         # outside the handler, whose exception holds on to the tensors of the failed call
-        size = len(part) // 2
+        given_up = sum(holder.give_up() for holder in _held)
         free()
+        if given_up:
+            note(f"out of memory: {given_up / 2**20:.0f} MiB of kept features were given up")
+            continue
+        size = len(part) // 2
         note(f"out of memory: {what} {size} at a time instead of {len(part)}")
     return results

@@ -92,7 +92,7 @@ def batches(count: int, size: int, order: torch.Generator) -> Iterator[Tensor]:
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """Mixed precision for the forward pass. bf16 has float32's range, so the loss needs no scaling."""
-    if precision == "float32":
+    if precision != "bf16":
         return contextlib.nullcontext()
     note("trained network computed in bf16, its weights kept in float32")
     return torch.autocast(device.type, dtype=torch.bfloat16)
