@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03
+BLOCK = 64  # results of one matrix product of the blur
 
 
 def ssim_map(
@@ -16,13 +17,14 @@ def ssim_map(
 ) -> Tensor:
     """SSIM of two batches [B, C, H, W], channel by channel: float32 [B, C, H - window + 1, W - window + 1].
 
+    y may have one channel, to which every channel of x is compared; its mean is then blurred once.
     Gaussian window; variances are those of the window's weights (no n - 1). Border: only positions where the whole
     window lies inside the picture are returned, so the map is window - 1 smaller than its inputs.
     dtype: of the computation. The variances are differences of squares: float32 is off by up to about 5e-5 at single
         positions (not in the mean), float64 agrees with scikit-image to 1e-5 everywhere at about twice the time.
     Raises ValueError when the shapes differ or a side is shorter than the window.
     """
-    if x.shape != y.shape or x.ndim != 4:
+    if x.ndim != 4 or y.shape not in (x.shape, (len(x), 1, *x.shape[2:])):
         raise ValueError(f"SSIM needs two batches [B, C, H, W] of one shape, got {list(x.shape)} and {list(y.shape)}")
     if min(x.shape[-2:]) < window:
         raise ValueError(f"SSIM needs pictures of at least {window} pixels a side, got {list(x.shape[-2:])}")
@@ -51,19 +53,29 @@ def ssim(
 def _blur(x: Tensor, window: int, sigma: float) -> Tensor:
     """Gaussian window over [..., H, W] without padding.
 
-    As two matrix products: on a CPU several times faster than convolutions of one channel, backward included, and on
-    a GPU full float32, where convolutions round to TF32 unless told otherwise.
+    As matrix products, BLOCK results at a time, since most of a whole band matrix is zero: on a CPU many times faster
+    than convolutions of one channel, backward included, and on a GPU full float32, where convolutions round to TF32
+    unless told otherwise.
     """
-    rows, columns = (_band(n, window, sigma).to(x) for n in x.shape[-2:])
-    return rows.T @ (x @ columns)
+    height, width = (n - window + 1 for n in x.shape[-2:])
+    columns = [
+        x[..., i : i + n + window - 1] @ _band(n, window, sigma).to(x)
+        for i in range(0, width, BLOCK) for n in [min(BLOCK, width - i)]
+    ]
+    x = torch.cat(columns, -1)
+    rows = [
+        _band(n, window, sigma).to(x).T @ x[..., i : i + n + window - 1, :]
+        for i in range(0, height, BLOCK) for n in [min(BLOCK, height - i)]
+    ]
+    return torch.cat(rows, -2)
 
 
 @lru_cache(maxsize=16)
-def _band(size: int, window: int, sigma: float) -> Tensor:
-    """[size, size - window + 1]: column i holds the window's weights (sum 1) from row i on; float64 on the CPU."""
+def _band(count: int, window: int, sigma: float) -> Tensor:
+    """[count + window - 1, count]: column i holds the window's weights (sum 1) from row i on; float64 on the CPU."""
     offsets = torch.arange(window, dtype=torch.float64) - (window - 1) / 2
     weights = torch.exp(-(offsets**2) / (2 * sigma**2))
-    band = torch.zeros(size, size - window + 1, dtype=torch.float64)
-    for i in range(band.shape[1]):
+    band = torch.zeros(count + window - 1, count, dtype=torch.float64)
+    for i in range(count):
         band[i : i + window, i] = weights / weights.sum()
     return band

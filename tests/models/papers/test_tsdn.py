@@ -15,6 +15,9 @@ from skimage.metrics import structural_similarity
 
 from models import registry
 from models.base import Context, ModelError
+from models.nn import training
+from models.nn.normality import cross_entropy, learnt, normality_target
+from models.nn.preprocess import imagenet
 from models.papers import tsdn
 from models.papers.tsdn import TSDN, TSDNConfig
 from models.weights import WeightsError, WeightStore
@@ -22,7 +25,7 @@ from models.weights import WeightsError, WeightStore
 PAPERS = Path(__file__).parents[3].parent / "shared" / "papers"
 TINY = TSDNConfig(
     size=64, encoder="mobilenetv3_small_050.lamb_in1k", reduced=8, mlp=(8, 8), widths=(8, 8, 8, 8, 8), fne_size=16,
-    segments=40, filled=5, blur=1.0, epochs=2, train_batch=4, learning_rate=1e-3,
+    segments=40, filled=5, blur=1.0, epochs=2, train_batch=4, lr=1e-3,
 )
 
 
@@ -36,6 +39,10 @@ def pictures(count: int = 8, seed: int = 0) -> list[np.ndarray]:
 def build(config: TSDNConfig = TINY, scratch: Path | None = None, seed: int = 0) -> TSDN:
     torch.manual_seed(seed)
     return TSDN(config, Context(torch.device("cpu"), seed, WeightStore("none"), scratch=scratch))
+
+
+def losses(detector: TSDN, clean: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    return detector._losses(clean, labels, torch.Generator().manual_seed(0))
 
 
 # --- shapes at 352 px
@@ -52,11 +59,11 @@ def test_shapes_of_the_paper_model() -> None:
     features = net.reduce(maps[-1])
     assert tuple(features.shape) == (2, 128, 11, 11)
     y, found = features, []
-    for block, skip in zip(net.decoder_a.blocks, [*maps[-2::-1], None], strict=True):
-        y = block(y, skip)
+    for up, merge, skip in zip(net.decoder_a.up, net.decoder_a.merge, [*maps[-2::-1], None], strict=True):
+        y = merge(up(y) if skip is None else torch.cat([up(y), skip], 1))
         found.append(tuple(y.shape[1:]))
     assert found == [(256, 22, 22), (128, 44, 44), (64, 88, 88), (32, 176, 176), (16, 352, 352)]
-    assert tuple(net.estimator(features).shape) == (2, 128) and net.estimator.mlp[0].in_features == 3872
+    assert tuple(net.estimator(features).shape) == (2, 128) and net.estimator[3].in_features == 3872
     out = net(x)
     assert tuple(out.mask.shape) == (2, 1, 352, 352) and tuple(out.reconstruction.shape) == (2, 3, 352, 352)
 
@@ -66,7 +73,7 @@ def test_parameter_counts_of_the_docs() -> None:
     counts = {name: sum(p.numel() for p in module.parameters()) for name, module in net.named_children()}
     assert counts == {
         "encoder": 27_288_112, "reduce": 65_664, "decoder_a": 2_517_585, "decoder_n": 2_517_875,
-        "estimator": 2_184_096, "skip_estimators": 0,
+        "estimator": 2_184_096,
     }
 
 
@@ -75,8 +82,7 @@ def test_parameter_counts_of_the_docs() -> None:
     [({"size": 100}, "multiple of 32"), ({"decoder_a": False}, "fne needs decoder_a"), ({"fne_size": 8}, "SSIM window"),
      ({"widths": (8, 8)}, "five decoder blocks"), ({"encoder": "no_such_network"}, "no_such_network"),
      ({"encoder": "vit_tiny_patch16_224"}, "scales|features"),
-     ({"decoder_a": False, "fne": False, "skip_filter": "mask"}, "skip_filter=mask"),
-     ({"fne": False, "skip_filter": "fne"}, "skip_filter=fne")],
+     ({"decoder_a": False, "fne": False, "skip_filter": "mask"}, "skip_filter=mask")],
 )
 def test_impossible_settings_are_refused_at_construction(changes: dict, message: str) -> None:
     with pytest.raises(ModelError, match=message):
@@ -104,7 +110,7 @@ def test_target_is_low_for_the_channel_that_looks_like_the_mask() -> None:
     mask = torch.zeros(1, 1, 32, 32)
     mask[..., 8:20, 10:26] = 1
     features = torch.cat([mask * 9 - 4, 1 - mask, torch.rand(1, 1, 32, 32)], 1)  # the same, its opposite, noise
-    target = tsdn.normality_target(features, mask)
+    target = normality_target(features, mask)
     assert target[0, 0] == 0 and target[0, 1] == 1 and 0 < target[0, 2] < 1
 
 
@@ -113,7 +119,7 @@ def test_target_is_low_for_the_channel_that_looks_like_the_mask() -> None:
 def test_target_equals_scikit_image_channel_by_channel(scaling: str, size: int | None) -> None:
     generator = torch.Generator().manual_seed(0)
     features, mask = torch.rand(2, 5, 4, 4, generator=generator) * 3, torch.rand(2, 1, 44, 44, generator=generator)
-    found = tsdn.normality_target(features, mask, size=size, scaling=scaling, norm="fixed", chunk=2)
+    found = normality_target(features, mask, size=size, scaling=scaling, norm="fixed", chunk=2)
     small = mask if size is None else F.avg_pool2d(mask, 2)
     for b in range(2):
         for c in range(5):
@@ -130,46 +136,49 @@ def test_target_equals_scikit_image_channel_by_channel(scaling: str, size: int |
 
 def test_target_stops_the_gradient_and_is_spread_over_each_sample() -> None:
     features = torch.rand(2, 6, 4, 4, requires_grad=True)
-    target = tsdn.normality_target(features, torch.rand(2, 1, 32, 32, requires_grad=True))
+    target = normality_target(features, torch.rand(2, 1, 32, 32, requires_grad=True))
     assert not target.requires_grad and target.shape == (2, 6)
     assert target.amin(1).tolist() == [0, 0] and target.amax(1).tolist() == pytest.approx([1, 1], abs=1e-5)
 
 
-def test_estimator_loss_by_hand() -> None:
+def test_cross_entropy_by_hand() -> None:
     w, t = torch.tensor([[0.25, 0.5]]), torch.tensor([[0.0, 0.75]])
-    terms = [-math.log(0.75), -math.log(0.5)]
-    assert tsdn.estimator_loss(w, t) == pytest.approx(sum(terms) / 2, rel=1e-5)
-    assert tsdn.estimator_loss(w, t, "sum") == pytest.approx(sum(terms), rel=1e-5)
+    assert cross_entropy(w, t)[0].tolist() == pytest.approx([-math.log(0.75), -math.log(0.5)], rel=1e-5)
 
 
-def test_score_map_by_hand() -> None:
-    picture, rebuilt = torch.zeros(1, 3, 65, 65), torch.zeros(1, 3, 65, 65)
-    rebuilt[0, :, 32, 32] = torch.tensor([0.1, 0.2, 0.2])
-    assert tsdn.score_map(picture, rebuilt, blur=0.0)[0, 32, 32] == pytest.approx(0.09)
-    assert tsdn.score_map(picture, rebuilt, "root", 0.0)[0, 32, 32] == pytest.approx(0.3)
-    blurred = tsdn.score_map(picture, rebuilt)[0]
+@pytest.mark.parametrize("distance, value", [("squared", 0.09), ("root", 0.3)])
+def test_the_map_is_equation_4(distance: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pixel rebuilt wrongly: its distance, spread by a Gaussian of sigma 4 and kernel 33."""
+    detector = build(replace(TINY, size=96, blur=4.0, distance=distance))
+    picture = np.zeros((96, 96, 3), np.uint8)
+    rebuilt = torch.zeros(1, 3, 96, 96)
+    rebuilt[0, :, 48, 48] = torch.tensor([0.1, 0.2, 0.2])
+    monkeypatch.setattr(detector.net, "forward", lambda x: tsdn.Output(x, None, None, rebuilt))
+    prediction = detector.predict([picture])
+    found = prediction.anomaly_map[0] - prediction.anomaly_map[0, 0, 0]  # the root of nothing is 1e-6
     kernel = np.exp(-((np.arange(33) - 16) ** 2) / 32)
-    expected = 0.09 * np.outer(kernel, kernel) / kernel.sum() ** 2
-    np.testing.assert_allclose(blurred[16:49, 16:49], expected, atol=1e-7)
-    assert blurred[:16].abs().max() == 0  # kernel 33
+    np.testing.assert_allclose(found[32:65, 32:65], value * np.outer(kernel, kernel) / kernel.sum() ** 2, atol=1e-6)
+    assert found[:32].abs().max() < 1e-7 and float(prediction.score) == float(prediction.anomaly_map.max())
 
 
 def test_loss_is_equation_3(monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(TINY, weight_r=2.0, weight_s=3.0, weight_g=5.0, weight_m=7.0, weight_f=11.0)
     detector = build(config)
+    detector.net.train()
     clean = detector.preprocess(pictures(4))
     labels = (torch.arange(64)[:, None] // 8 * 8 + torch.arange(64) // 8).to(torch.int16).repeat(4, 1, 1)
-    values = {name: value.detach() for name, value in detector._losses(clean, labels).items()}
+    values = {name: value.detach() for name, value in losses(detector, clean, labels).items()}
+    assert values.pop("bce_above_entropy") > 0
     expected = sum(w * values[n] for n, w in zip("rsgmf", (2, 3, 5, 7, 11), strict=True))
     assert values["loss"] == pytest.approx(float(expected), rel=1e-6) and set(values) == {"loss", *"rsgmf"}
     assert [getattr(tsdn.PAPER, f"weight_{n}") for n in "rsgmf"] == [1, 0.5, 1, 1, 5e-5]
 
-    perfect = tsdn.Output(torch.zeros(4, 8, 2, 2), None, [], clean)  # a network that returns the clean picture
+    perfect = tsdn.Output(torch.zeros(4, 8, 2, 2), None, None, clean)  # a network that returns the clean picture
     monkeypatch.setattr(detector.net, "forward", lambda x: perfect)
-    assert all(abs(float(v)) < 1e-5 for v in detector._losses(clean, labels).values())
-    off = tsdn.Output(perfect.features, torch.ones(4, 1, 64, 64), [], clean + 0.1)
+    assert all(abs(float(v)) < 1e-5 for v in losses(detector, clean, labels).values())
+    off = tsdn.Output(perfect.features, torch.ones(4, 1, 64, 64), None, clean + 0.1)
     monkeypatch.setattr(detector.net, "forward", lambda x: off)
-    values = detector._losses(clean, labels)
+    values = losses(detector, clean, labels)
     assert values["r"] == pytest.approx(0.01, rel=1e-3) and values["g"] == pytest.approx(0, abs=1e-5)
     assert values["m"] == pytest.approx(1 - 5 / 64, abs=1e-6)  # 5 of the 64 superpixels are filled
 
@@ -187,9 +196,8 @@ def fed_to_decoder_n(net: tsdn.Network, x: torch.Tensor) -> tuple[torch.Tensor, 
 def test_fne_weights_the_channels_that_decoder_n_sees() -> None:
     net = build().net
     features, _, out = fed_to_decoder_n(net, torch.rand(2, 3, 64, 64))
-    (given, weights), = out.weights
-    assert given is out.features and weights.shape == (2, 8) and weights.min() > 0 and weights.max() < 1
-    assert torch.equal(features, out.features * weights[..., None, None])
+    assert out.weights.shape == (2, 8) and out.weights.min() > 0 and out.weights.max() < 1
+    assert torch.equal(features, out.features * out.weights[..., None, None])
 
 
 @pytest.mark.parametrize("product", ["inverse", "literal"])
@@ -201,31 +209,21 @@ def test_variant_e_multiplies_by_the_mask(product: str) -> None:
     np.testing.assert_allclose(features.detach(), expected.detach(), atol=1e-6)
 
 
-def test_skip_filters() -> None:
+@pytest.mark.parametrize("kind", ["none", "mask"])
+def test_skip_filters(kind: str) -> None:
     x = torch.rand(2, 3, 64, 64)
-    plain = build()
-    maps = plain.net.eval().encoder((x - plain.net.mean) / plain.net.std)[-2::-1]
-    for kind in ("none", "mask", "fne"):
-        net = build(replace(TINY, skip_filter=kind)).net.eval()
-        _, skips, out = fed_to_decoder_n(net, x)
-        if kind == "none":
-            expected = maps
-        elif kind == "mask":
-            maps = net.encoder((x - net.mean) / net.std)[-2::-1]
-            expected = [m * (1 - F.avg_pool2d(out.mask, 64 // m.shape[-1])) for m in maps]
-        else:
-            assert len(out.weights) == 5
-            expected = [m * w[..., None, None] for m, w in out.weights[1:]]
-        for found, wanted in zip(skips, expected, strict=True):
-            np.testing.assert_allclose(found.detach(), wanted.detach(), atol=1e-5)
+    net = build(replace(TINY, skip_filter=kind)).net.eval()
+    _, skips, out = fed_to_decoder_n(net, x)
+    for found, skip in zip(skips, net.encoder(imagenet(x))[-2::-1], strict=True):
+        wanted = skip if kind == "none" else skip * (1 - F.avg_pool2d(out.mask, 64 // skip.shape[-1]))
+        np.testing.assert_allclose(found.detach(), wanted.detach(), atol=1e-5)
 
 
 def test_decoder_a_does_not_run_at_test_time_but_its_mask_can_be_seen() -> None:
-    detector = build()
-    assert detector.net.eval()(torch.rand(1, 3, 64, 64)).mask is None
-    _, out = detector.inspect(pictures(1))
-    assert out.mask.shape == (1, 1, 64, 64)
-    assert detector.net.train()(torch.rand(2, 3, 64, 64)).mask is not None
+    net = build().net.eval()
+    x = torch.rand(2, 3, 64, 64)
+    assert net(x).mask is None and net(x, mask=True).mask.shape == (2, 1, 64, 64)
+    assert net.train()(x).mask is not None
 
 
 FLAGS = {  # DCD_A, Skip, SURF, FNE
@@ -273,7 +271,7 @@ def test_training_lowers_the_losses_and_repeats_exactly() -> None:
     assert steps == [(i + 1, 20) for i in range(20)]
     for term in ("loss", "r", "s", "m"):
         assert log[term][-1] < 0.9 * log[term][0], (term, log[term])
-    assert log["superpixels"]["fewest"] >= 1 and 0 < log["superpixels"]["share_of_fit"] < 1
+    assert log["superpixels"]["per_picture"] >= log["superpixels"]["fewest"] >= 1
     one, two = first.predict(pictures(3, 1)), second.predict(pictures(3, 1))
     side = first.config.size
     assert one.panels["reconstruction"].shape == (3, 3, side, side)
@@ -289,7 +287,7 @@ class Killed(BaseException):
 
 
 def test_a_killed_training_continues_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tsdn, "CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(training.Checkpoint, "due", lambda self: self.path is not None)
     undisturbed = build(scratch=tmp_path / "a")
     undisturbed.fit(pictures(), None)
 
@@ -319,6 +317,6 @@ def test_uniform_pictures_and_a_loss_that_is_not_a_number() -> None:
     log = build(replace(TINY, segments=400, filled=50, epochs=1)).fit(flat, None)
     assert np.isfinite(log["loss"]).all()
     with pytest.raises(ModelError, match="epoch 1"):
-        build(replace(TINY, learning_rate=1e25)).fit(pictures(), None)
+        build(replace(TINY, lr=1e25)).fit(pictures(), None)
     with pytest.raises(ModelError, match="no training pictures"):
         build().fit([], None)
