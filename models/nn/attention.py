@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import ModelError
+
+Similarity = Literal["contextual", "cosine"]
 
 
 def patches(features: Tensor, size: int) -> Tensor:
@@ -14,15 +18,23 @@ def patches(features: Tensor, size: int) -> Tensor:
     return F.unfold(features, size, stride=size).mT
 
 
-def repair(features: Tensor, reference: Tensor, size: int, scale: float = 1.0) -> Tensor:
-    """RBFRM (Eq. 3 to 5): each patch becomes a mean of the reference's patches, weighted by a softmax of cosines.
+def choice(ours: Tensor, theirs: Tensor, similarity: Similarity, scale: float) -> Tensor:
+    """Which reference patches stand for which patch: softmax over the reference, [B, N, D] and [1, N, D] -> [B, N, N].
 
-    features: [B, C, H, W]; reference: [1, C, H, W]. scale multiplies the cosines before the softmax; 1 is the paper's
-    formula. Returns [B, C, H, W].
+    cosine: of Eq. 3. contextual: the reference patch normalised, ours not, as in contextual attention (Yu et al.,
+    CVPR 2018), to which III-C refers. scale multiplies both; Eq. 4 prints none.
     """
-    ours, theirs = patches(features, size), patches(reference, size)
-    cosine = F.normalize(ours, dim=-1) @ F.normalize(theirs, dim=-1).mT  # [B, N, N]
-    repaired = (cosine * scale).softmax(-1) @ theirs
+    if similarity == "cosine":
+        ours = F.normalize(ours, dim=-1)
+    return (ours @ F.normalize(theirs, dim=-1).mT * scale).softmax(-1)
+
+
+def repair(
+    features: Tensor, reference: Tensor, size: int, similarity: Similarity = "contextual", scale: float = 10.0
+) -> Tensor:
+    """RBFRM (Eq. 3 to 5): each patch of [B, C, H, W] becomes a weighted mean of those of the reference [1, C, H, W]."""
+    theirs = patches(reference, size)
+    repaired = choice(patches(features, size), theirs, similarity, scale) @ theirs
     return F.fold(repaired.mT, features.shape[-2:], size, stride=size)
 
 
@@ -53,7 +65,10 @@ class ReferenceAttention(nn.Module):
     width: channels; side: height and width of the layer's map. Raises ModelError when a patch size does not divide it.
     """
 
-    def __init__(self, width: int, side: int, sizes: tuple[int, ...] = (2, 4), scale: float = 1.0) -> None:
+    def __init__(
+        self, width: int, side: int, sizes: tuple[int, ...] = (2, 4), similarity: Similarity = "contextual",
+        scale: float = 10.0,
+    ) -> None:
         super().__init__()
         for size in sizes:
             if size < 1 or side % size:
@@ -61,14 +76,52 @@ class ReferenceAttention(nn.Module):
                     f"patch size {size} does not divide the {side}x{side} feature map; choose `patch_sizes` that do, "
                     "or another `size` of the input"
                 )
-        self.sizes, self.scale = sizes, scale
+        self.sizes, self.similarity, self.scale = sizes, similarity, scale
         self.fusion = Fusion(width, len(sizes) + 1)
+
+    def maps(self, features: Tensor, reference: Tensor) -> list[Tensor]:
+        """What is fused: the repaired map of each patch size, and the map itself."""
+        return [*(repair(features, reference, size, self.similarity, self.scale) for size in self.sizes), features]
 
     def forward(self, features: Tensor, reference: Tensor) -> Tensor:
         """features [B, C, H, W], reference [1, C, H, W] -> repaired [B, C, H, W]."""
-        if reference.shape[1:] != features.shape[1:]:
-            raise ModelError(
-                f"reference features {tuple(reference.shape[1:])}, picture features {tuple(features.shape[1:])}: "
-                "reference and pictures must enter the network at one size"
-            )
-        return self.fusion([repair(features, reference, size, self.scale) for size in self.sizes] + [features])
+        return self.fusion(self.maps(features, reference))
+
+
+@torch.no_grad()
+def acts(
+    module: ReferenceAttention, clean: Tensor, defective: Tensor, mask: Tensor, reference: Tensor
+) -> dict[str, dict[str, float]]:
+    """Whether the repair chooses, on one layer's maps [B, C, H, W] of pictures without and with defects (at mask).
+
+    For each patch size: patches_used, exp of the choice's entropy (of `patches`; all of them: a constant), averaged
+    over the clean pictures; variance_kept, of the repaired clean map over positions, relative to the map's own;
+    error_inside, squared error against the clean map inside defects, relative to its square there. 'fusion': the
+    error inside of the map itself (unrepaired) and of the fused one, the weight of each branch inside and outside of
+    defects, and the weights' standard deviation.
+    """
+    inside = mask.expand_as(clean)
+    scale = (inside * clean.square()).sum().clamp_min(1e-12)
+
+    def error(found: Tensor) -> float:
+        return float((inside * (found - clean).square()).sum() / scale)
+
+    out: dict[str, dict[str, float]] = {}
+    for size in module.sizes:
+        theirs = patches(reference, size)
+        chosen = choice(patches(clean, size), theirs, module.similarity, module.scale)
+        entropy = -(chosen * chosen.clamp_min(1e-30).log()).sum(-1)
+        kept = F.fold((chosen @ theirs).mT, clean.shape[-2:], size, stride=size)
+        out[f"patch{size}"] = {
+            "patches": theirs.shape[1], "patches_used": float(entropy.exp().mean()),
+            "variance_kept": float(kept.var((2, 3)).sum() / clean.var((2, 3)).sum()),
+            "error_inside": error(repair(defective, reference, size, module.similarity, module.scale)),
+        }
+    maps = module.maps(defective, reference)
+    weights = module.fusion.weights(maps)
+    out["fusion"] = {"error_unrepaired": error(defective), "error_fused": error(module(defective, reference))}
+    for name, weight in zip([*(f"patch{size}" for size in module.sizes), "unrepaired"], weights, strict=True):
+        out["fusion"][f"{name}_inside"] = float((weight * inside).sum() / inside.sum().clamp_min(1e-12))
+        out["fusion"][f"{name}_outside"] = float((weight * (1 - inside)).sum() / (1 - inside).sum())
+    out["fusion"]["spread"] = float(weights.std((1, 2, 3, 4)).mean())
+    return out
