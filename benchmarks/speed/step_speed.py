@@ -11,6 +11,7 @@ only one of the two knows do not fit here.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -57,10 +58,8 @@ def measure(spec: str, count: int, settings: dict[str, str]) -> dict[str, float]
         if len(times) == STEPS:
             raise Enough
 
-    try:
+    with contextlib.suppress(Enough):
         detector.fit(pictures, None, stop)
-    except Enough:
-        pass
     return {"step_s": statistics.median(b - a for a, b in itertools.pairwise(times))}
 
 

@@ -71,8 +71,8 @@ class TSDNConfig(TrainedConfig):
 
 PAPER = TSDNConfig()
 QUICK = TSDNConfig(
-    size=128, encoder="tf_efficientnet_b0.aa_in1k", reduced=32, mlp=(64, 64), widths=(64, 48, 32, 16, 16), fne_size=32,
-    blur=1.5, lr=1e-3, epochs=20, shortened=True,
+    size=64, encoder="tf_efficientnet_b0.aa_in1k", reduced=32, mlp=(64, 64), widths=(64, 48, 32, 16, 16), blur=1.0,
+    lr=1e-3, epochs=15, shortened=True,
 )
 ONE_STREAM = replace(PAPER, decoder_a=False, fne=False, skips=False, surf=False)
 
@@ -181,7 +181,8 @@ class TSDN(Trained):
             random = torch.Generator().manual_seed(int(torch.randint(2**62, (1,))))
             return self._losses(pictures[indices], None if labels is None else labels[indices], random)
 
-        log = self._train(step, [torch.optim.Adam(self._parameters(), lr=config.lr)], len(pictures), progress)
+        adam = torch.optim.Adam(self._parameters(), lr=config.lr, fused=True)
+        log = self._train(step, [adam], len(pictures), progress)
         if labels is not None:
             found = labels.flatten(1).amax(1).double() + 1
             log["superpixels"] = {"per_picture": round(float(found.mean()), 1), "fewest": int(found.min())}

@@ -36,9 +36,7 @@ def test_uniform_and_tiny_pictures_have_labels_too() -> None:
 
 def test_label_all_equals_one_by_one() -> None:
     pictures = torch.rand(5, 3, 32, 32, generator=seeded())
-    heard: list[int] = []
-    labels = label_all(pictures, 20, done=heard.append)
-    assert heard == [1, 2, 3, 4, 5]
+    labels = label_all(pictures, 20)
     for index in range(5):
         assert torch.equal(labels[index], superpixels(pictures[index], 20))
 
@@ -61,15 +59,11 @@ def test_exactly_so_many_superpixels_are_filled_with_one_colour_each() -> None:
     assert not torch.equal(mask[0], mask[1])
 
 
-def test_one_colour_random_count_and_clean_share() -> None:
-    labels = blocks(80, 20, batch=64)
+def test_a_share_of_the_pictures_stays_clean() -> None:
     pictures = torch.full((64, 3, 80, 80), 2.0)  # no colour drawn from [0, 1] equals it
-    filled, mask = fill(pictures, labels, seeded(), colour="one", random_count=True, probability=0.5)
-    counts = [len(labels[b][mask[b, 0] > 0].unique()) for b in range(64)]
-    assert 15 < sum(c > 0 for c in counts) < 50 and len(set(counts)) > 10 and max(counts) <= 50
-    for b in range(64):
-        inside = filled[b][:, mask[b, 0] > 0]
-        assert (inside == inside[:, :1]).all() and (inside <= 1).all()
+    filled, mask = fill(pictures, blocks(80, 20, batch=64), seeded(), probability=0.5)
+    hit = mask.flatten(1).amax(1) > 0
+    assert 15 < int(hit.sum()) < 50 and torch.equal(filled.flatten(1).amin(1) < 2, hit)
 
 
 @pytest.mark.parametrize("cells, expected", [(10, 12), (2, 1), (1, 1)])

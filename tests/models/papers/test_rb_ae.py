@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -15,8 +16,11 @@ from torch import Tensor, nn
 
 from models import registry
 from models.base import Context, ModelError
-from models.nn.attention import Fusion, ReferenceAttention, repair
+from models.nn import training
+from models.nn.attention import Fusion, ReferenceAttention, acts, repair
+from models.nn.discrimination import normalise, pixel_discrimination, repair_loss, segmentation_loss
 from models.nn.focal import focal_loss
+from models.nn.perceptual import Perceptual
 from models.nn.perlin import artificial_defects
 from models.nn.upconv import UpConv
 from models.papers import rb_ae
@@ -26,7 +30,7 @@ from models.weights import WeightStore
 PAPERS = Path(__file__).parents[3].parent / "shared" / "papers"
 TINY = RBAEConfig(
     size=32, widths=(4, 4, 6, 8, 8), patch_sizes=(1, 2), textures="embedded", epochs_phase1=2, epochs_phase2=2,
-    train_batch=4, learning_rate=1e-3, weight_per=0.0,
+    train_batch=4, lr=1e-3, weight_per=0.0,
 )
 
 
@@ -59,9 +63,9 @@ def test_shapes_of_the_paper_model() -> None:
     x = torch.empty(2, 3, 256, 256, device="meta")
     maps = net.encoder(x)
     assert shapes(maps) == [(64, 256, 256), (128, 128, 128), (256, 64, 64), (512, 32, 32), (512, 16, 16)]
-    assert shapes([net.rbam[i](maps[2 + i], maps[2 + i][:1]) for i in range(3)]) == shapes(maps[2:])
+    assert shapes([net.rbam[i](maps[2 + i], net.reference[i]) for i in range(3)]) == shapes(maps[2:])
     assert tuple(net.decoder(*maps[2:]).shape) == (2, 3, 256, 256)
-    out = net(x, [m[:1] for m in maps[2:]])
+    out = net(x)
     assert shapes(out.maps) == [(1, 256, 256), (1, 128, 128), (1, 64, 64)]
     assert shapes(out.features_rec) == shapes(maps[:3]) and shapes(out.repaired) == shapes(maps[2:])
     assert tuple(rb_ae.final_map(out, x, rb_ae.PAPER).shape) == (2, 256, 256)
@@ -92,9 +96,10 @@ def test_impossible_sizes_are_refused_at_construction(changes: dict, message: st
 # --- attention
 
 
+@pytest.mark.parametrize("similarity", ["cosine", "contextual"])
 @pytest.mark.parametrize("size, scale", [(1, 1.0), (2, 1.0), (2, 10.0), (4, 1.0)])
-def test_repair_equals_a_loop_over_patches(size: int, scale: float) -> None:
-    """Eq. 3 to 5 written out: every patch against every reference patch."""
+def test_repair_equals_a_loop_over_patches(size: int, scale: float, similarity: str) -> None:
+    """Eq. 3 to 5 written out: every patch against every reference patch; contextual: times the patch's own norm."""
     generator = torch.Generator().manual_seed(1)
     x, reference = torch.rand(2, 3, 8, 4, generator=generator), torch.rand(1, 3, 8, 4, generator=generator)
     expected = torch.zeros_like(x)
@@ -105,11 +110,53 @@ def test_repair_equals_a_loop_over_patches(size: int, scale: float) -> None:
             total, weights = torch.zeros_like(patch), 0.0
             for k, l in corners:
                 other = reference[0, :, k : k + size, l : l + size]
-                cosine = float((patch * other).sum() / (patch.norm() * other.norm()))
-                total += math.exp(scale * cosine) * other
-                weights += math.exp(scale * cosine)
+                alike = float((patch * other).sum() / other.norm())
+                alike = alike / float(patch.norm()) if similarity == "cosine" else alike
+                total += math.exp(scale * alike) * other
+                weights += math.exp(scale * alike)
             expected[b, :, i : i + size, j : j + size] = total / weights
-    np.testing.assert_allclose(repair(x, reference, size, scale), expected, atol=1e-5)
+    np.testing.assert_allclose(repair(x, reference, size, similarity, scale), expected, atol=1e-5)
+
+
+def test_the_repair_of_the_preset_chooses_and_the_printed_formula_does_not() -> None:
+    """A texture of period 8 with a defect, features as after batch norm and ReLU: the defect becomes texture again.
+
+    With plain cosines every patch becomes one mean; a scale of a hundredth of the preset's would do the same.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tile = torch.randn(1, 64, 8, 8, generator=generator).relu()
+    reference = tile.repeat(1, 1, 2, 2)
+    clean = tile.roll((4, 4), (2, 3)).repeat(1, 1, 2, 2)
+    defective, mask = clean.clone(), torch.zeros(1, 1, 16, 16)
+    defective[..., 4:7, 4:7] += torch.randn(1, 64, 3, 3, generator=generator).relu()
+    mask[..., 4:7, 4:7] = 1
+    preset = rb_ae.PAPER
+
+    def act(similarity: str, scale: float) -> dict[str, dict[str, float]]:
+        module = ReferenceAttention(64, 16, preset.patch_sizes, similarity, scale)
+        return acts(module, clean, defective, mask, reference)
+
+    chosen = act(preset.similarity, preset.similarity_scale)
+    for size in (2, 4):
+        found = chosen[f"patch{size}"]
+        assert found["patches_used"] < 5 and found["variance_kept"] > 0.9, found  # the period repeats: 4 are alike
+        assert found["error_inside"] < 0.1 < chosen["fusion"]["error_unrepaired"]
+    for similarity, scale in (("cosine", 1.0), (preset.similarity, preset.similarity_scale / 100)):
+        found = act(similarity, scale)["patch2"]
+        assert found["patches_used"] > 0.5 * found["patches"] and found["variance_kept"] < 0.5, (similarity, found)
+
+
+def test_the_training_record_says_what_the_repair_does() -> None:
+    log = build().fit(pictures(), None)
+    assert sorted(log["repair"]) == ["layer3", "layer4", "layer5"]
+    for layer in log["repair"].values():
+        assert 1 <= layer["patch1"]["patches_used"] <= layer["patch1"]["patches"] + 1e-3
+        for where in ("inside", "outside"):
+            shares = [layer["fusion"][f"{branch}_{where}"] for branch in ("patch1", "patch2", "unrepaired")]
+            assert sum(shares) == pytest.approx(1, abs=1e-4)
+        assert layer["fusion"]["spread"] > 0
+    assert log["floor"] > 0 and log["error_over_floor"] == pytest.approx(log["error"] / log["floor"])
+    json.dumps(log)
 
 
 def test_fusion_weights_sum_to_one_and_mix_the_maps() -> None:
@@ -122,25 +169,17 @@ def test_fusion_weights_sum_to_one_and_mix_the_maps() -> None:
     np.testing.assert_allclose(fusion(maps).detach(), expected.detach(), atol=1e-6)
 
 
-def test_a_reference_of_another_size_is_refused() -> None:
-    with pytest.raises(ModelError, match="one size"):
-        ReferenceAttention(4, 8)(torch.rand(1, 4, 8, 8), torch.rand(1, 4, 8, 16))
-    trained = build()
-    with pytest.raises(ModelError, match="reference is"):
-        trained.load_state_dict({"net": trained.net.state_dict(), "reference": torch.rand(1, 3, 48, 32)})
-
-
 # --- losses
 
 
 def test_normalisation_and_its_settings() -> None:
     x = torch.tensor([[[0.0, 2.0], [4.0, 8.0]], [[1.0, 1.0], [1.0, 3.0]]])
-    np.testing.assert_allclose(rb_ae.normalise(x)[0], [[0, 0.25], [0.5, 1]], atol=1e-6)
-    np.testing.assert_allclose(rb_ae.normalise(x)[1], [[0, 0], [0, 1]], atol=1e-6)
-    np.testing.assert_allclose(rb_ae.normalise(x, "batch"), x / 8, atol=1e-6)
-    np.testing.assert_allclose(rb_ae.normalise(x, "sigmoid"), torch.tanh(x / 2), atol=1e-6)
+    np.testing.assert_allclose(normalise(x)[0], [[0, 0.25], [0.5, 1]], atol=1e-6)
+    np.testing.assert_allclose(normalise(x)[1], [[0, 0], [0, 1]], atol=1e-6)
+    np.testing.assert_allclose(normalise(x, "batch"), x / 8, atol=1e-6)
+    np.testing.assert_allclose(normalise(x, "sigmoid"), torch.tanh(x / 2), atol=1e-6)
     y = x.clone().requires_grad_()
-    rb_ae.normalise(y)[0, 1, 1].backward()
+    normalise(y)[0, 1, 1].backward()
     assert y.grad[0, 1, 1] == pytest.approx(1 / 8)  # minimum and maximum are constants here
 
 
@@ -149,15 +188,15 @@ def test_pixel_discrimination_is_zero_when_the_residual_is_the_mask() -> None:
     mask[0, 0, :2, :2] = 1
     clean = [torch.zeros(1, 3, 4, 4), torch.zeros(1, 5, 2, 2)]
     same = [7 * mask.expand(1, 3, 4, 4), 0.5 * F.avg_pool2d(mask, 2).expand(1, 5, 2, 2)]
-    assert rb_ae.pixel_discrimination(clean, same, mask) < 1e-10
+    assert pixel_discrimination(clean, same, mask) < 1e-10
     blind = [torch.zeros(1, 3, 4, 4), same[1]]
-    assert rb_ae.pixel_discrimination(clean, blind, mask) == pytest.approx(0.25 / 2)  # 4 of 16 pixels, 1 of 2 layers
+    assert pixel_discrimination(clean, blind, mask) == pytest.approx(0.25 / 2)  # 4 of 16 pixels, 1 of 2 layers
 
 
 def test_repair_loss_has_the_printed_factor() -> None:
     zero, one = [torch.zeros(1, 2, n, n) for n in (4, 2, 1)], [torch.ones(1, 2, n, n) for n in (4, 2, 1)]
-    assert rb_ae.repair_loss(one, zero) == pytest.approx(3 / 2)
-    assert rb_ae.repair_loss(one, zero, "mean") == pytest.approx(1.0)
+    assert repair_loss(one, zero) == pytest.approx(3 / 2)
+    assert repair_loss(one, zero, "mean") == pytest.approx(1.0)
 
 
 def test_focal_loss_by_hand() -> None:
@@ -169,7 +208,7 @@ def test_focal_loss_by_hand() -> None:
     assert focal_loss(p[:1], t[:1], gamma=0.0, alpha=0.25) == pytest.approx(-0.25 * math.log(0.9), rel=1e-5)
     assert math.isfinite(focal_loss(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])))
     maps = [torch.full((1, 1, 4, 4), 0.9), torch.full((1, 1, 2, 2), 0.2)]
-    loss = rb_ae.segmentation_loss(maps, torch.ones(1, 1, 4, 4))
+    loss = segmentation_loss(maps, torch.ones(1, 1, 4, 4))
     assert loss == pytest.approx((term(0.9) + term(0.2)) / 2, rel=1e-5)
 
 
@@ -180,7 +219,7 @@ def test_perceptual_loss_is_the_mean_distance_of_the_maps() -> None:
 
     clean, rebuilt = torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.5)
     per_channel = np.mean([0.5 / s for s in (0.229, 0.224, 0.225)])
-    assert rb_ae.Perceptual(Two())(clean, rebuilt) == pytest.approx((per_channel + 2 * per_channel) / 2, rel=1e-5)
+    assert Perceptual(Two())(clean, rebuilt) == pytest.approx((per_channel + 2 * per_channel) / 2, rel=1e-5)
 
 
 def test_vgg_layers_are_relus() -> None:
@@ -188,10 +227,13 @@ def test_vgg_layers_are_relus() -> None:
 
     with torch.device("meta"):
         vgg = dict(architecture("vgg16.tv_in1k").named_modules())
+    assert set(rb_ae.VGG_LAYERS) == set(get_args(get_type_hints(RBAEConfig)["vgg_layers"]))
     for names in rb_ae.VGG_LAYERS.values():
         assert len(names) == 5 and all(isinstance(vgg[name], nn.ReLU) for name in names)
     relus = [name for name, module in vgg.items() if isinstance(module, nn.ReLU) and name.startswith("features")]
     assert rb_ae.VGG_LAYERS["first5"] == tuple(relus[:5])
+    firsts = [name for name in relus if isinstance(vgg[f"features.{max(0, int(name[9:]) - 2)}"], nn.MaxPool2d)]
+    assert rb_ae.VGG_LAYERS["first_of_block"] == (relus[0], *firsts)
 
 
 def test_final_map_of_every_variant() -> None:
@@ -241,11 +283,11 @@ def discrimination(detector: RBAE) -> float:
     clean = detector.preprocess(pictures(8, 9))
     generator = torch.Generator().manual_seed(4)
     defective, mask = artificial_defects(clean, torch.rand(8, 3, 32, 32, generator=generator), generator)
-    return float(rb_ae.pixel_discrimination(detector.net.encoder(clean), detector.net.encoder(defective), mask))
+    return float(pixel_discrimination(detector.net.encoder(clean), detector.net.encoder(defective), mask))
 
 
 def test_training_lowers_the_losses_and_repeats_exactly(tmp_path: Path) -> None:
-    config = replace(TINY, epochs_phase1=8, epochs_phase2=8, learning_rate=3e-3)
+    config = replace(TINY, epochs_phase1=8, epochs_phase2=8, lr=3e-3)
     first, second = build(config), build(config)
     steps: list[tuple[int, int]] = []
     log = first.fit(pictures(), None, lambda done, total, /, **values: steps.append((done, total)))
@@ -261,7 +303,7 @@ def test_training_lowers_the_losses_and_repeats_exactly(tmp_path: Path) -> None:
 
 
 def test_the_pixel_loss_teaches_the_encoder_to_tell_defects() -> None:
-    config = replace(TINY, widths=(8,) * 5, epochs_phase1=20, epochs_phase2=0, learning_rate=1e-2, weight_rec=0.5)
+    config = replace(TINY, widths=(8,) * 5, epochs_phase1=20, epochs_phase2=0, lr=1e-2, weight_rec=0.5)
     with_loss, without = build(config), build(replace(config, weight_pixel=0.0))
     values = with_loss.fit(pictures(), None)["phase1"]["pixel"]
     without.fit(pictures(), None)
@@ -274,15 +316,15 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize(
-    "at, every_s, expected, resumed_phase",  # steps of phase 1 are 1 to 4, of phase 2 5 to 8; 7 is in its second epoch
-    [(3, 0.0, [3, 4, 5, 6, 7, 8], "phase1"), (7, 0.0, [7, 8], "phase2"), (7, 60.0, [5, 6, 7, 8], None)],
+    "at, every_epoch, expected, resumed_phase",  # phase 1 has steps 1 to 4, phase 2 5 to 8; 7 is in the second epoch
+    [(3, True, [3, 4, 5, 6, 7, 8], "phase1"), (7, True, [7, 8], "phase2"), (7, False, [5, 6, 7, 8], None)],
 )
 def test_a_killed_training_continues_where_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, every_s: float, expected: list[int],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, every_epoch: bool, expected: list[int],
     resumed_phase: str | None,
 ) -> None:
     """Also where no epoch's checkpoint was due: the end of phase 1 is always kept."""
-    monkeypatch.setattr(rb_ae, "CHECKPOINT_S", every_s)
+    monkeypatch.setattr(training.Checkpoint, "due", lambda self: self.path is not None and every_epoch)
     undisturbed = build(scratch=tmp_path / "a")
     undisturbed.fit(pictures(), None)
 
@@ -316,7 +358,7 @@ def test_phase_2_leaves_the_encoder_alone_statistics_included() -> None:
 def test_the_variants_train_what_they_should() -> None:
     log = build(replace(TINY, rbam=False)).fit(pictures(), None)
     assert "repair" not in log["phase2"] and "pixel" in log["phase1"]
-    log = build(replace(TINY, weight_pixel=0.0, focal_channels=2, p_defect=0.5)).fit(pictures(), None)
+    log = build(replace(TINY, weight_pixel=0.0, p_defect=0.5)).fit(pictures(), None)
     assert "pixel" not in log["phase1"] and "repair" in log["phase2"]
 
 
@@ -349,8 +391,16 @@ def test_other_choices_of_the_reference(reference: str) -> None:
     detector = build(replace(TINY, reference=reference))
     log = detector.fit(pictures(), None)
     assert 0 <= log["reference"] < 8
-    expected = detector.preprocess([pictures()[log["reference"]]])
-    assert torch.equal(detector.reference, expected)
+    maps = detector.net.encoder(detector.preprocess([pictures()[log["reference"]]]))
+    for held, found in zip(detector.net.reference, maps[2:], strict=True):
+        np.testing.assert_allclose(held, found.detach(), atol=1e-5)
+
+
+def test_the_score_as_the_spread_of_the_map() -> None:
+    detector = build(replace(TINY, score="std", epochs_phase1=0, epochs_phase2=0))
+    detector.fit(pictures(), None)
+    prediction = detector.predict(pictures(2, 3))
+    assert prediction.score.tolist() == pytest.approx([float(np.std(m.numpy())) for m in prediction.anomaly_map])
 
 
 def test_score_of_the_top_pixels_and_smoothing() -> None:
@@ -371,9 +421,7 @@ def test_errors_before_and_in_training() -> None:
     with pytest.raises(ModelError, match="no reference picture 0 among 0"):
         build().fit([], None)
     with pytest.raises(ModelError, match="epoch 1"):
-        build(replace(TINY, learning_rate=1e25)).fit(pictures(), None)
-    with pytest.raises(ModelError, match="reference"):
-        build().predict(pictures(1))
+        build(replace(TINY, lr=1e25)).fit(pictures(), None)
 
 
 def test_a_folder_from_the_harness_is_used_when_the_config_has_none(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from skimage.metrics import structural_similarity
 from models import registry
 from models.base import Context, ModelError
 from models.nn import training
-from models.nn.normality import cross_entropy, learnt, normality_target
+from models.nn.normality import cross_entropy, normality_target
 from models.nn.preprocess import imagenet
 from models.papers import tsdn
 from models.papers.tsdn import TSDN, TSDNConfig
