@@ -298,7 +298,7 @@ class RBAE(Trained):
         """Maps [B, size, size] (Eq. 11) and the score of each that `score` names."""
         x = self._seen(batch)
         output = self.net(x)
-        maps = gaussian_smooth(final_map(output, x, self.config).float(), self.config.smoothing).contiguous()
+        maps = gaussian_smooth(final_map(output, x, self.config).float(), self.config.smoothing, "reflect")
         flat = maps.flatten(1)
         if self.config.score == "std":
             score = flat.std(1, correction=0)
