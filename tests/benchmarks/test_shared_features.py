@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from benchmarks.plan import Options, make_plan
 from benchmarks.runner import Shared, Timed, run_unit
 from models import registry
+from models.nn import memory
 from tests.conftest import make_mvtec
 
 METHODS = ["patchcore@demo", "simplenet@demo", "padim@demo"]
@@ -107,6 +109,7 @@ def test_timed_pictures_are_the_pictures() -> None:
 def test_batches_that_exceed_the_device_are_halved_and_noted(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
+    monkeypatch.setattr(memory, "_held", weakref.WeakSet())  # other tests' caches are not to be given up here
     (whole,) = run(plan(root, tmp_path / "a", ["fake"], categories=["nut"]))
     cls = registry.method_class("fake")
     real, sizes = cls.predict, []
