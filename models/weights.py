@@ -7,6 +7,7 @@ Partial files (a trunk without its last stage) are accepted exactly when every k
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,12 @@ from models.errors import ModelError, near
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 IGNORED = "num_batches_tracked"  # a counter of batch norm that inference never reads; older files lack it
+# weights that lie in an archive: tag -> its address and SHA-256; the file in it is named after the tag
+_TEACHERS = (
+    "https://github.com/open-edge-platform/anomalib/releases/download/efficientad_pretrained_weights/"
+    "efficientad_pretrained_weights.zip", "c09aeaa2b33f244b3261a5efdaeae8f8284a949470a4c5a526c61275fe62684a",
+)
+ARCHIVES = {f"pretrained_teacher_{size}": _TEACHERS for size in ("small", "medium")}
 TORCHVISION = {"tv_in1k": "IMAGENET1K_V1", "tv2_in1k": "IMAGENET1K_V2"}
 
 
@@ -96,6 +103,8 @@ class WeightStore:
             return f"{given}: {'; '.join(lacking)}; give a file that fits the network"
         given = near(tag, self.substitutes)
         names = f"{tag}.pth, {tag}.pt or {tag}.safetensors (a partial file: {tag}.<anything>.pth)"
+        if tag in ARCHIVES:
+            names = f"{tag}.pth from {ARCHIVES[tag][0]}"
         if self.directory is not None:
             if lacking:
                 return f"weights {tag!r} in {self.directory}: {'; '.join(lacking)}; put a complete file there: {names}"
@@ -212,7 +221,28 @@ def _download(tag: str, url: str | None) -> Path | None:
         except OSError:  # no network, not found, a full disk: the next source, then the message
             continue
         return _verified(folder / name)
-    return None
+    return _from_archive(tag, folder) if tag in ARCHIVES else None
+
+
+def _from_archive(tag: str, folder: Path) -> Path | None:
+    """Fetch the archive, compare its hash, and take the tag's file out of it; None when it cannot be had."""
+    address, expected = ARCHIVES[tag]
+    archive, path = folder / _file_name(address), folder / f"{tag}.pth"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(address, str(archive), progress=False)
+        if (found := sha256(archive)) != expected:
+            raise WeightsError(f"{archive.name} came with SHA-256 {found[:8]}..., not {expected[:8]}...; try again")
+        with zipfile.ZipFile(archive) as packed:
+            member = next(name for name in packed.namelist() if Path(name).name == path.name)
+            part = path.with_suffix(".part")
+            part.write_bytes(packed.read(member))
+            part.replace(path)
+    except OSError:
+        return None
+    finally:
+        archive.unlink(missing_ok=True)
+    return path
 
 
 def _verified(path: Path) -> Path:

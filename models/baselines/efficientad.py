@@ -1,7 +1,9 @@
-"""EfficientAD (Batzner et al., WACV 2024) on anomalib's networks and loss.
+"""EfficientAD (Batzner et al., WACV 2024): a student and an autoencoder against a small pretrained teacher.
 
-The teacher comes from anomalib's release `efficientad_pretrained_weights`: put `pretrained_teacher_small.pth` (or
-`_medium.pth`) into the weights directory.
+Networks are anomalib's. The authors published no code; compared with the one that reaches their figures
+(nelson1425/EfficientAD at a44786c), equal: losses, hard part, penalty pictures, the tenth held back for the quantiles,
+quantiles over maps before they are padded and enlarged, zeros around the scaled map, its maximum as image score. Other:
+the decoder has the dropout of App. A, and the rate falls after whole epochs that make 95 % of the steps.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Adam
 from torch.optim.lr_scheduler import StepLR
@@ -21,6 +24,8 @@ from models.nn.training import generator, split
 from models.registry import register
 from models.weights import load_into
 
+CHANNELS = 384  # of the teacher, and so of the student's first half and of the autoencoder
+
 
 @dataclass(frozen=True, kw_only=True)
 class EfficientAdConfig(TrainedConfig):
@@ -30,13 +35,13 @@ class EfficientAdConfig(TrainedConfig):
     steps: int = 70_000
     train_batch: int = 1
     lr: float = 1e-4  # a tenth of it for the last 5 % of the steps
-    penalty: str | None = None  # folder of natural pictures (ImageNet in the paper), or 'embedded'
+    textures: str | None = None  # natural pictures for the penalty: a folder (ImageNet in the paper), or 'embedded'
 
 
 @register("efficientad", presets={
     "small": EfficientAdConfig(),
     "medium": EfficientAdConfig(model="medium"),
-    "quick": EfficientAdConfig(steps=6, penalty="embedded", shortened=True),
+    "quick": EfficientAdConfig(steps=6, textures="embedded", shortened=True),
 })
 class EfficientAd(Trained):
     """EfficientAD: student and autoencoder against a small pretrained teacher"""
@@ -49,9 +54,9 @@ class EfficientAd(Trained):
         super().__init__(config, context)
         if config.size < 256:
             raise ModelError(f"efficientad: size={config.size}; its autoencoder needs at least 256")
-        from anomalib.models.image.efficient_ad.torch_model import EfficientAdModel, EfficientAdModelSize
+        from anomalib.models.image.efficient_ad import torch_model as parts
 
-        model = EfficientAdModel(model_size=EfficientAdModelSize(config.model))
+        model = parts.EfficientAdModel(model_size=parts.EfficientAdModelSize(config.model))
         tag = f"pretrained_teacher_{config.model}"  # the file name in anomalib's release of these weights
         state = context.weights.load(tag, model.teacher.state_dict())
         if state is not None:
@@ -60,26 +65,28 @@ class EfficientAd(Trained):
         self._trained(model=model)
 
     def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
+        from torchvision.transforms.functional import rgb_to_grayscale
+
         from models.nn.textures import Textures
 
         config, model = self.config, self.trained["model"]
-        natural = Textures(config.penalty, (2 * config.size, 2 * config.size))
+        twice = (2 * config.size, 2 * config.size)
+        natural = Textures(config.textures or self.context.extras.get("textures"), twice)
         pictures = self._pictures(train)
+        kept, out = split(len(pictures), 0.1, self.context, minimum=2)
+        held, used = pictures[out], pictures[kept]
         if validation is not None and len(validation):
             held, used = self._pictures(validation), pictures
-        else:
-            kept, out = split(len(pictures), 0.1, self.context, minimum=2)
-            held, used = pictures[out], pictures[kept]
         self._teacher_statistics(used)
         own = generator(self.context, "penalty")
-        low, high = config.size // 2, config.size // 2 + config.size
+        low, high = config.size // 2, config.size // 2 + config.size  # the centre
 
-        def step(indices: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
-            other = natural.draw(1, own)[..., low:high, low:high].to(used.device)
+        def step(indices: Tensor, noise: torch.Generator) -> Tensor:
+            other = natural.draw(1, own)[..., low:high, low:high]
             if torch.rand(1, generator=own) < 0.3:
-                other = other.mean(1, keepdim=True).expand_as(other)
-            student, autoencoder, both = model(used[indices], other)
-            return {"loss": student + autoencoder + both}
+                other = rgb_to_grayscale(other, 3)
+            x = used[indices]
+            return self._loss(x, changed(x, own), other.to(x.device))
 
         model.student.requires_grad_(True)
         model.ae.requires_grad_(True)
@@ -89,30 +96,67 @@ class EfficientAd(Trained):
         schedule = StepLR(optimizer, max(1, int(0.95 * epochs)), 0.1)
         log = self._train(step, [optimizer], count, progress, schedulers=[schedule], epochs=epochs)
         self._quantiles(held)
-        return {**log, "penalty": natural.describe()}
+        return {**log, "textures": natural.describe()}
+
+    def _teacher(self, x: Tensor) -> Tensor:
+        """The teacher's channels with mean 0 and deviation 1 over the training pictures."""
+        model = self.trained["model"]
+        with torch.no_grad():
+            return (model.teacher(x) - model.mean_std["mean"]) / model.mean_std["std"]
+
+    def _loss(self, x: Tensor, altered: Tensor, natural: Tensor) -> Tensor:
+        """The hardest distances to the teacher and the output on natural pictures (Sec. 3.2); on altered pictures the
+        autoencoder against the teacher, and the student's second half against the autoencoder (Sec. 3.3)."""
+        model = self.trained["model"]
+        distance = (self._teacher(x) - model.student(x)[:, :CHANNELS]).square()
+        hard = distance >= torch.quantile(distance.flatten(), 0.999)
+        rebuilt = model.ae(altered, altered.shape[-2:])
+        terms = self._teacher(altered) - rebuilt, model.student(altered)[:, CHANNELS:] - rebuilt
+        penalty = model.student(natural)[:, :CHANNELS]
+        return (distance * hard).sum() / hard.sum() + sum(t.square().mean() for t in (penalty, *terms))
 
     @torch.no_grad()
     def _teacher_statistics(self, pictures: Tensor) -> None:
         """Mean and standard deviation of each channel of the teacher over the training pictures."""
-        model, sums, squares, count = self.trained["model"], 0.0, 0.0, 0
+        model, sums = self.trained["model"], [0.0, 0.0]
         for x in pictures.split(1):
             y = model.teacher(x).double()
-            sums, squares = sums + y.sum((0, 2, 3)), squares + y.square().sum((0, 2, 3))
-            count += y[:, 0].numel()
-        mean = sums / count
-        model.mean_std["mean"].copy_(mean.view(1, -1, 1, 1))
-        model.mean_std["std"].copy_((squares / count - mean.square()).clamp_min(1e-12).sqrt().view(1, -1, 1, 1))
+            for i in range(2):
+                sums[i] = sums[i] + (y ** (i + 1)).mean((0, 2, 3), keepdim=True) / len(pictures)
+        model.mean_std["mean"].copy_(sums[0])
+        model.mean_std["std"].copy_((sums[1] - sums[0].square()).clamp_min(1e-12).sqrt())
+
+    def _maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared distances of the student to teacher and autoencoder, [B, 1, h, w] on the teacher's grid."""
+        model = self.trained["model"]
+        student = model.student(x)
+        parts = self._teacher(x) - student[:, :CHANNELS], model.ae(x, x.shape[-2:]) - student[:, CHANNELS:]
+        return tuple(part.square().mean(1, keepdim=True) for part in parts)
 
     @torch.no_grad()
     def _quantiles(self, pictures: Tensor) -> None:
-        """Both maps' 0.9 and 0.995 quantiles over pictures held back, for their common scale."""
+        """Both maps' 0.9 and 0.995 quantiles over pictures held back, for their common scale (Sec. 3.4)."""
         model = self.trained["model"]
-        for part, maps in zip(("st", "ae"), zip(*map(model.get_maps, pictures.split(1)), strict=True), strict=True):
+        for part, maps in zip(("st", "ae"), zip(*map(self._maps, pictures.split(1)), strict=True), strict=True):
             values = torch.cat(maps).flatten().cpu().numpy()
             for key, q in ((f"qa_{part}", 0.9), (f"qb_{part}", 0.995)):
                 model.quantiles[key].copy_(torch.tensor(float(np.quantile(values, q))))
 
     @torch.no_grad()
     def predict(self, batch: Images) -> Prediction:
-        result = self.trained["model"](self.preprocess(batch, self.context.device))
-        return Prediction(result.anomaly_map[:, 0], None)
+        """The mean of both maps, each scaled so that its two quantiles become 0 and 0.1 (Sec. 3.4)."""
+        q = self.trained["model"].quantiles
+        total = 0.0
+        for part, found in zip(("st", "ae"), self._maps(self.preprocess(batch, self.context.device)), strict=True):
+            low, high = q[f"qa_{part}"], q[f"qb_{part}"]
+            total = total + 0.05 * (found - low) / (high - low)
+        padded = F.pad(total, (4, 4, 4, 4))  # what the layers without padding lose
+        return Prediction(F.interpolate(padded, self.preprocess.output, mode="bilinear")[:, 0], None)
+
+
+def changed(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Brightness, contrast or saturation of pictures times a factor between 0.8 and 1.2 (App. A)."""
+    from torchvision.transforms import functional
+
+    kind = ("brightness", "contrast", "saturation")[int(torch.randint(3, (1,), generator=generator))]
+    return getattr(functional, f"adjust_{kind}")(x, 0.8 + 0.4 * float(torch.rand(1, generator=generator)))

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import http.server
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from models.base import ModelError
-from models.weights import WeightsError, WeightStore, load_into, read
+from models.weights import ARCHIVES, WeightsError, WeightStore, load_into, read
 
 TAG = "resnet18.tv_in1k"
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2), "b.weight": torch.zeros(1)}
@@ -142,6 +143,25 @@ def test_auto_downloads_once_then_uses_the_cache(tmp_path, hub):
     assert store.used[TAG]["file"] == "mirror.pth"
     mirror.unlink()
     assert set(WeightStore("auto", urls={TAG: mirror.as_uri()}).load(TAG)) == set(STATE)
+
+
+def test_a_file_in_an_archive_is_fetched_and_checked(tmp_path, hub, monkeypatch):
+    archive = tmp_path / "release.zip"
+    torch.save(STATE, tmp_path / "net.pth")
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.write(tmp_path / "net.pth", "release/net.pth")
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    monkeypatch.setitem(ARCHIVES, "net", (archive.as_uri(), "0" * 64))
+    with pytest.raises(WeightsError, match=r"release\.zip came with SHA-256"):
+        WeightStore("auto").load("net")
+    monkeypatch.setitem(ARCHIVES, "net", (archive.as_uri(), digest))
+    store = WeightStore("auto")
+    assert set(store.load("net")) == set(STATE) and store.used["net"]["file"] == "net.pth"
+    archive.unlink()
+    assert set(WeightStore("auto").load("net")) == set(STATE)  # from the cache
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WeightsError, match=r"put one of these there: net\.pth from file:"):
+        WeightStore(tmp_path / "empty").load("net")
 
 
 def test_auto_downloads_over_http_and_checks_the_hash_in_the_name(tmp_path, hub):
