@@ -1,6 +1,13 @@
 """CS-Flow (Rudolph et al., WACV 2022): one normalising flow over the features of three image scales.
 
-Networks and losses are anomalib's, trained by our own loop and scored from their raw output.
+Compared with the authors' code (marco-rudolph/cs-flow, config.py at 0d8d0ac, train.py at 787f5b1). The same: features
+of EfficientNet-B5, 304 channels, at 768, 384 and 192 px (nearest resizes); 4 coupling blocks with 1024 hidden channels,
+the last with 5x5 kernels, clamp 3; channel permutations drawn from seeds 0 to 3, another one for each scale (anomalib
+repeats one); loss (negative log-likelihood over the number of dimensions), Adam 2e-4 with its default betas, epsilon
+1e-4, decay 1e-5, gradient norm at most 1, batch 16, 240 epochs; score = mean of z^2 / 2 over all scales; map = mean of
+z^2 at the largest scale. Left: the last epoch is kept (their commits keep the last, or the best on the test set); B5 is
+torchvision's, which has the weights of their package but pads evenly where theirs pads as TensorFlow does.
+Preset `anomalib`: betas 0.5 and 0.9, and the map as the product of the three scales.
 """
 
 from __future__ import annotations
@@ -8,9 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam
 
 from models.base import Context, Images, ModelError, Prediction, Progress, no_progress
@@ -28,9 +36,11 @@ class CsFlowConfig(TrainedConfig):
     epochs: int = 240
     train_batch: int = 16
     lr: float = 2e-4
+    betas: tuple[float, ...] = (0.9, 0.999)
     blocks: int = 4
     hidden: int = 1024
     clamp: float = 3.0
+    scales: int = 1  # of the map: 1 is the largest scale alone, 3 the product of all (anomalib)
 
 
 class ClippedAdam(Adam):
@@ -43,6 +53,7 @@ class ClippedAdam(Adam):
 
 @register("csflow", presets={
     "paper": CsFlowConfig(),
+    "anomalib": CsFlowConfig(betas=(0.5, 0.9), scales=3),
     "quick": CsFlowConfig(size=256, epochs=10, train_batch=8, hidden=32, shortened=True),
 })
 class CsFlow(Trained):
@@ -59,8 +70,9 @@ class CsFlow(Trained):
         from anomalib.models.image.csflow.torch_model import CrossScaleFlow
 
         self.net = backbone(config.backbone, (self.layer,), context.weights, context.device)
-        dims = (3, config.size, config.size)
-        self._trained(flow=CrossScaleFlow(dims, config.blocks, config.clamp, config.hidden))
+        flow = CrossScaleFlow((3, config.size, config.size), config.blocks, config.clamp, config.hidden)
+        permute(flow, context.device)
+        self._trained(flow=flow)
 
     @torch.no_grad()
     def _scales(self, images: Images) -> list[Tensor]:
@@ -74,28 +86,50 @@ class CsFlow(Trained):
         return [torch.cat(scale) for scale in zip(*parts, strict=True)]
 
     def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
-        scales = self._scales(train)
+        scales, config = self._scales(train), self.config
 
         def step(indices: Tensor, noise: torch.Generator) -> Tensor:
             z, jacobian = self.trained["flow"]([scale[indices] for scale in scales])
-            flat = torch.cat([part.flatten(1) for part in z], 1)
-            # anomalib's coupling sums log-determinants over the batch; the likelihood needs their mean
-            return (0.5 * flat.square().sum(1).mean() - jacobian.mean() / len(indices)) / flat.shape[1]
+            return likelihood_loss(z, jacobian)
 
-        optimizer = ClippedAdam(self._parameters(), self.config.lr, (0.5, 0.9), eps=1e-4, weight_decay=1e-5)
+        optimizer = ClippedAdam(self._parameters(), config.lr, config.betas, eps=1e-4, weight_decay=1e-5)
         return self._train(step, [optimizer], len(train), progress)
 
     @torch.no_grad()
     def predict(self, batch: Images) -> Prediction:
         z, _ = self.trained["flow"](self._scales(batch))
-        full = [
-            F.interpolate(part.square().mean(1, keepdim=True), self.preprocess.output, mode="bilinear",
-                          align_corners=False) for part in z
-        ]
-        score = torch.cat([part.flatten(1) for part in z], 1).square().mean(1) / 2
-        return Prediction(torch.stack(full).prod(0)[:, 0], score)
+        maps = likelihood_map(z[: self.config.scales], self.preprocess.output)
+        return Prediction(maps, torch.cat([part.flatten(1) for part in z], 1).square().mean(1) / 2)
 
     @torch.no_grad()
     def feature_maps(self, batch: Images) -> list[Tensor]:
         """The latent variables at three scales, [B, 304, h, w] each."""
         return list(self.trained["flow"](self._scales(batch))[0])
+
+
+def permute(flow: nn.Module, device: torch.device) -> None:
+    """Gives each block's permutation of channels the authors' values: NumPy's stream of seed k, scale after scale."""
+    from anomalib.models.image.csflow.torch_model import ParallelPermute
+
+    for k, block in enumerate(m for m in flow.modules() if isinstance(m, ParallelPermute)):
+        random = np.random.RandomState(k)
+        orders = [torch.from_numpy(random.permutation(channels)) for channels in block.in_channels]
+        block.perm = [order.to(device) for order in orders]
+        block.perm_inv = [order.argsort().to(device) for order in orders]
+
+
+def likelihood_loss(z: list[Tensor], jacobian: Tensor) -> Tensor:
+    """Mean over pictures of |z|^2 / 2 - log|det J|, divided by the number of dimensions.
+
+    z: [B, C, h, w] per scale; jacobian: log-determinants summed over the batch, as anomalib's couplings give them (one
+    number, or that number B times).
+    """
+    flat = torch.cat([part.flatten(1) for part in z], 1)
+    return (0.5 * flat.square().sum() - jacobian.mean()) / flat.numel()
+
+
+def likelihood_map(z: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """Product over the given scales of the mean over channels of z^2, upsampled to `size`: [B, H, W]."""
+    full = [F.interpolate(part.square().mean(1, keepdim=True), size, mode="bilinear", align_corners=False)
+            for part in z]
+    return torch.stack(full).prod(0)[:, 0]
