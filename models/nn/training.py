@@ -85,9 +85,14 @@ def split(count: int, fraction: float, context: Context, *, minimum: int = MIN_P
     return sorted(order[held:]), sorted(order[:held])
 
 
-def batches(count: int, size: int, order: torch.Generator) -> Iterator[Tensor]:
-    """One epoch: a random order of `count` indices in batches of `size`; the last one may be smaller."""
-    yield from torch.randperm(count, generator=order).split(size)
+def batches(
+    count: int, size: int, order: torch.Generator, device: torch.device | str = "cpu"
+) -> Iterator[Tensor]:
+    """One epoch: a random order of `count` indices in batches of `size`; the last one may be smaller.
+
+    The order is drawn on the CPU, so that it is the same for every device, and copied once.
+    """
+    yield from torch.randperm(count, generator=order).to(device).split(size)
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
@@ -180,12 +185,15 @@ class Checkpoint:
             self.note = f"no checkpoint could be written ({error})"
         self._last = time.monotonic()
 
-    def load(self, device: torch.device) -> dict[str, Any] | None:
-        """The saved state, or None."""
+    def load(self) -> dict[str, Any] | None:
+        """The saved state on the CPU, or None. Modules and optimizers copy what they need to their own device.
+
+        Loaded onto a GPU, an optimizer's step counters would stay there and be waited for in every step.
+        """
         if self.path is None or not self.path.is_file():
             return None
         try:
-            state = torch.load(self.path, map_location=device, weights_only=True)
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
             if state["key"] != self.key:
                 return None
         except Exception:  # whatever a broken file raises, training starts again from the beginning
@@ -232,7 +240,7 @@ def train(
     first, begin, steps = 0, time.monotonic(), math.ceil(count / batch)
 
     with own_random_state(context, "train"):
-        if (saved := store.load(device)) is not None:
+        if (saved := store.load()) is not None:
             first, log = saved["epoch"], saved["log"]
             log.setdefault("resumed_after_epoch", []).append(first)
             _restore(saved, modules, optimizers, schedulers, stop, order, noise)
@@ -243,8 +251,8 @@ def train(
             for module in modules.values():
                 module.train()
             parts: dict[str, list[Tensor]] = {}
-            for i, indices in enumerate(batches(count, batch, order), 1):
-                result = step(indices.to(device), noise)
+            for i, indices in enumerate(batches(count, batch, order, device), 1):
+                result = step(indices, noise)
                 values = {"loss": result} if isinstance(result, Tensor) else result
                 for optimizer in optimizers:
                     optimizer.zero_grad(set_to_none=True)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from models.base import Context
 from models.nn.coreset import greedy_coreset, plain_greedy
 from models.nn.neighbours import knn
+from models.nn.training import train
+from models.weights import WeightStore
 from tests.gpu.pretended import Graph, pretended_gpus
 
 
@@ -64,3 +69,21 @@ def test_neighbours_are_the_same_on_every_gpu(device: str) -> None:
     with pretended_gpus():
         distances, indices = knn(queries.to(device), bank.to(device), 3)
         assert torch.equal(distances.cpu(), expected[0]) and torch.equal(indices.cpu(), expected[1])
+
+
+def test_a_resumed_training_does_not_wait_for_its_step_counters(tmp_path: Path) -> None:
+    """Adam reads its counters on the host: loaded onto the device they cost a wait for each parameter and step."""
+    device = torch.device("cuda:1")
+    seen: list[tuple[int, int]] = []
+    with pretended_gpus() as counts:
+        context = Context(device=device, seed=0, weights=WeightStore("none"), scratch=tmp_path)
+        data = torch.rand(6, 4, generator=torch.Generator()).to(device)
+        for epochs in (1, 2):
+            net = torch.nn.Linear(4, 4).to(device)
+            train(
+                lambda indices, noise, net=net: (net(data[indices]) - data[indices]).square().mean(), {"net": net},
+                [torch.optim.Adam(net.parameters())], count=6, batch=1, epochs=epochs, context=context, key="k",
+                progress=lambda *step, **values: seen.append(counts.total()), checkpoint_s=0.0,
+            )
+    assert len(seen) == 12, "the second training goes on from the first"
+    assert seen[11] == seen[6], "the steps of the second epoch wait or copy"
