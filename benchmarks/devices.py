@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.units import UsageError
+from benchmarks.errors import UsageError
 
 NAMES = re.compile(r"auto|cpu|cuda(:\d+)?")
 WORKSPACE = ":4096:8"  # with a workspace of its own cuBLAS repeats its results (its manual, "Reproducibility")

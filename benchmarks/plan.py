@@ -10,8 +10,9 @@ from typing import Any
 
 import datasets
 from benchmarks import devices
+from benchmarks.errors import UsageError
 from benchmarks.store import Store
-from benchmarks.units import Job, Protocol, Unit, UsageError, config_dict, digest, metric_size
+from benchmarks.units import Job, Protocol, Unit, config_dict, digest, metric_size
 from datasets.base import Category, DatasetError
 from models import registry
 from models.base import Config

@@ -23,9 +23,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from benchmarks.errors import UsageError
 from benchmarks.provenance import now
 from benchmarks.store import latest
-from benchmarks.units import UsageError
 
 SCHEMA = 1
 MIN_SEEDS = 3
@@ -101,6 +101,13 @@ def make_baseline(records: Sequence[Mapping[str, Any]], command: str) -> dict[st
         pooled = math.sqrt(float(np.mean(np.square(peers)))) if peers else 0.0
         entry["tolerance"] = max(FLOOR, WIDTH * max(entry["sd"] or 0.0, pooled))
     return {"schema": SCHEMA, "made": now(), "command": command, "entries": entries}
+
+
+def encode(baseline: Mapping[str, Any]) -> bytes:
+    """A baseline as a JSON file with a line per entry, so that differences between two can be read."""
+    entries = ",\n".join(json.dumps(entry) for entry in baseline["entries"])
+    rest = json.dumps({key: value for key, value in baseline.items() if key != "entries"}, indent=1)
+    return f'{rest[:-2]},\n "entries": [\n{entries}\n ]\n}}\n'.encode()
 
 
 def _protocol(record: Mapping[str, Any]) -> tuple[Any, ...]:

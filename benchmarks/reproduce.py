@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from benchmarks.errors import UsageError
 from benchmarks.metrics import VERSION
 from benchmarks.plan import Options, Plan, plan_units
 from benchmarks.report.numbers import suites
 from benchmarks.report.numbers.pool import FILES
 from benchmarks.report.numbers.suites import ANY
 from benchmarks.store import SCHEMA, Store
-from benchmarks.units import UsageError, metric_size
+from benchmarks.units import metric_size
 from datasets.base import DatasetError
 
 

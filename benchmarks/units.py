@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from benchmarks.errors import UsageError
 from models.base import Config
-
-
-class UsageError(ValueError):
-    """Wrong use: the message names what was wrong and the fix. The command line exits with 2."""
 
 
 def digest(value: Any, length: int = 16) -> str:

@@ -22,10 +22,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.errors import UsageError
 from benchmarks.launchers import local
 from benchmarks.launchers.local import Bars, Interrupts, Outcome, acquire
 from benchmarks.store import Store, write_atomic
-from benchmarks.units import Job, UsageError
+from benchmarks.units import Job
 
 REPO = Path(__file__).resolve().parents[2]
 LEFT_BEHIND = (".git", ".venv", "data", "results/runs", "results/cache", "results/maps", "results/demo_data",

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks import devices
+from benchmarks.errors import UsageError
 from benchmarks.plan import Options
-from benchmarks.units import UsageError
 from models.features import FeatureCache, precision
 from models.nn.memory import device_lost, in_parts, noted, out_of_memory
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from benchmarks import regression
+from benchmarks.errors import UsageError
 from benchmarks.store import SCHEMA
-from benchmarks.units import UsageError
 
 
 def record(seed: int, category: str = "nut", value: float = 0.9, **changes: Any) -> dict[str, Any]:

@@ -1,0 +1,174 @@
+"""What measures: `run`, `reproduce` and `demo`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.commands import arguments
+from benchmarks.commands.common import DEMO_DATASETS, DEMO_FOLDER, add, samples, say
+
+if TYPE_CHECKING:
+    from benchmarks.plan import Plan
+    from benchmarks.store import Store
+
+DEMO_PRESET = "demo"
+
+
+def add_run(commands: Any) -> None:
+    """`run --methods M --datasets D`."""
+    parser = add(commands, "run", run, "run methods on datasets", arguments.running())
+    parser.add_argument("--methods", nargs="+", required=True, metavar="M[@PRESET]")
+    parser.add_argument("--datasets", nargs="+", required=True, metavar="D")
+    parser.add_argument("--categories", nargs="+", default=[], metavar="C", help="categories (all found)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Every method on every category of the datasets."""
+    from benchmarks.errors import UsageError
+    from benchmarks.plan import make_plan
+    from benchmarks.report import views
+
+    plan = make_plan(
+        args.methods, args.datasets, arguments.options(args), categories=args.categories, seeds=arguments.seeds(args),
+    )
+    if not plan.jobs and not plan.unreadable:
+        raise UsageError(
+            f"nothing to run: no category of {', '.join(args.datasets)} is under {args.data_root}; "
+            f"`run_benchmark.py list datasets --data-root {args.data_root}` shows what is found"
+        )
+    code, records = _launch(args, plan)
+    if records:
+        print(views.overview(records, absent=plan.absent))
+    return code
+
+
+def add_reproduce(commands: Any) -> None:
+    """`reproduce --paper ID`."""
+    parser = add(commands, "reproduce", reproduce, "run what a paper's tables need and write them", arguments.running())
+    parser.add_argument("--paper", default="all", metavar="ID|all")
+    parser.add_argument("--table", default=None, metavar="T")
+    parser.add_argument("--quick", action="store_true", help="short CPU presets; every figure is marked")
+    parser.add_argument("--no-run", action="store_true",
+                        help="run nothing: list the units and write the tables from what is stored")
+    parser.add_argument("--categories", nargs="+", default=[], metavar="C", help="categories (all found)")
+    parser.add_argument("--methods", nargs="+", default=[], metavar="M", help="only these methods (all of the tables)")
+
+
+def reproduce(args: argparse.Namespace) -> int:
+    """The units behind the tables, then the tables, and with --keep-maps figures too."""
+    from benchmarks import reproduce as tables
+    from benchmarks.report import views
+    from benchmarks.store import Store
+
+    papers, options = tables.papers(args.paper), arguments.options(args)
+    plan, said = tables.make_plan(
+        papers, args.table, options, arguments.seeds(args), quick=args.quick, methods=args.methods,
+        categories=args.categories,
+    )
+    for line in said:
+        say(line)
+    code, store = 0, Store(args.results)
+    if args.no_run:
+        _list_units(plan, store)
+    elif plan.jobs:
+        code, _ = _launch(args, plan)
+    records = tables.records(store, plan, options) + tables.counted(papers, args.table, options.data_root)
+    for path, why in store.broken.items():
+        say(f"left out {path}: {why}")
+    folder = args.results / "tables"
+    quick = args.quick or None
+    for paper in papers:
+        written = views.write_suite(paper, records, folder, only=args.table, quick=quick)
+        say(f"{paper}: {len(written)} files in {folder / paper}")
+        if len(papers) == 1 and not args.no_run:
+            print(views.suite_text(paper, records, only=args.table, quick=quick))
+    if args.keep_maps:
+        _draw(args, [record for job in plan.jobs if (record := store.load(job)) is not None])
+    return code
+
+
+def _list_units(plan: Plan, store: Store) -> None:
+    missing = {id(job) for job in plan.open(store)}
+    for job in plan.jobs:
+        print(f"{'to run  ' if id(job) in missing else 'finished'} {job.unit}")
+    say(f"{len(plan.jobs)} units, {len(missing)} of them to run; nothing was run")
+
+
+def _draw(args: argparse.Namespace, records: Sequence[dict[str, Any]]) -> None:
+    """Losses and overlays of finished units."""
+    from benchmarks import kept
+    from benchmarks.report.drawings import drawn
+
+    out = args.results / "figures"
+    made = [
+        *drawn.draw(["loss"], records, out), *kept.overlays(records, out, args.results, samples(args))
+    ] if records else []
+    say(f"{len(made)} figures in {out}")
+
+
+def add_demo(commands: Any) -> None:
+    """`demo`."""
+    parser = add(commands, "demo", demo, "embedded data, small presets, tables on screen", arguments.running())
+    parser.add_argument("--methods", nargs="+", default=[], metavar="M", help="only these methods")
+
+
+def demo(args: argparse.Namespace) -> int:
+    """Embedded data through every method that has a `demo` preset, and through methods without presets (new ones)."""
+    from dataclasses import replace
+
+    from benchmarks.plan import make_plan
+    from benchmarks.report import views
+    from datasets import demo as embedded
+    from models import registry
+
+    root = args.results / DEMO_FOLDER
+    embedded.make(root)
+    methods = args.methods or [
+        f"{e.name}@{preset}" for e in registry.entries().values()
+        for preset in e.presets if preset == DEMO_PRESET or e.presets == ("default",)
+    ]
+    options = replace(arguments.options(args), data_root=root)
+    if args.weights == "auto":
+        options = replace(options, weights="none")  # the demo needs no network
+    code, records = _launch(args, make_plan(methods, DEMO_DATASETS, options, seeds=arguments.seeds(args)))
+    written = views.write_suite("demo", records, args.results / "tables")
+    print(views.suite_text("demo", records))
+    say(f"tables written to {', '.join(sorted({str(p.parent) for p in written}))}")
+    return code
+
+
+def _launch(args: argparse.Namespace, plan: Plan) -> tuple[int, list[dict[str, Any]]]:
+    """Run what is missing and say what happened; the exit code and the finished records of the whole plan."""
+    from benchmarks.launchers import local
+    from benchmarks.launchers.local import Outcome
+    from benchmarks.store import Store
+
+    store = Store(args.results)
+    if args.force:
+        for job in plan.jobs:
+            store.retire(job)
+    jobs = plan.open(store)
+    broken = dict(store.broken)
+    outcome = Outcome()
+    if jobs and args.launcher == "ray":
+        from benchmarks.launchers import ray
+
+        outcome = ray.run(jobs, workers=args.workers, quiet=args.quiet, address=args.address)
+    elif jobs:
+        outcome = local.run(jobs, workers=args.workers, quiet=args.quiet)
+    done = len(plan.jobs) - len(jobs) + outcome.resumed  # the latter by another run on the same results, meanwhile
+    records = [r for job in plan.jobs if (r := store.load(job)) is not None]
+    say(f"{len(plan.jobs)} units: {outcome.finished} run now, {done} finished before, {len(outcome.failed)} failed")
+    for path, why in broken.items():
+        say(f"broken record run again: {path}: {why}")
+    for dataset, names in plan.absent.items():
+        if names:
+            say(f"{dataset}: not under the data root, missing in the tables: {', '.join(names)}")
+    for name, why in (*plan.unreadable.items(), *outcome.failed.items()):
+        say(f"FAILED {name}: {why}")
+    if outcome.stopped:
+        say("stopped before the end; finished units are stored, the same command goes on from here")
+        return 130, records
+    return int(bool(outcome.failed or plan.unreadable)), records

@@ -1,0 +1,146 @@
+"""Views of stored records: `table`, `compare`, `report` and `figure`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.commands.common import add, samples, say, specs, stored
+
+FORMATS = ("md", "latex", "csv", "html")
+
+
+def add_table(commands: Any) -> None:
+    """`table PAPER/TABLE`."""
+    parser = add(commands, "table", table, "print one table from stored records")
+    parser.add_argument("table", metavar="PAPER/TABLE")
+    parser.add_argument("--format", choices=FORMATS, default="md")
+    parser.add_argument("--mixed", action="store_true", help="allow records of several protocols, labelled")
+
+
+def table(args: argparse.Namespace) -> int:
+    """One table of a paper, published and measured side by side."""
+    from benchmarks import reproduce
+    from benchmarks.report import views
+    from benchmarks.report.numbers import tables
+
+    paper, _, name = args.table.partition("/")
+    records = [*stored(args), *reproduce.counted([paper], name, args.data_root)]
+    print(views.render(tables.build(paper, name, records, mixed=args.mixed), args.format))
+    return 0
+
+
+def add_compare(commands: Any) -> None:
+    """`compare M1 M2 --datasets D`."""
+    parser = add(commands, "compare", compare, "compare methods per category")
+    parser.add_argument("methods", nargs="+", metavar="M[@PRESET]")
+    parser.add_argument("--datasets", nargs="+", required=True, metavar="D")
+    parser.add_argument("--metric", default=None, metavar="KEY", help="metric key (image and pixel AUROC, AUPRO)")
+    parser.add_argument("--plot", type=Path, default=None, metavar="DIR", help="also write a plot per metric here")
+    parser.add_argument("--mixed", action="store_true", help="allow records of several protocols, labelled")
+    parser.add_argument("--format", choices=FORMATS, default="md")
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Methods against each other, and plots of it."""
+    from benchmarks.report import views
+
+    methods = specs(args.methods)
+    records = [r for r in stored(args) if r["unit"]["dataset"] in args.datasets]
+    print(views.comparison(records, methods, metric=args.metric, form=args.format, mixed=args.mixed))
+    if args.plot:
+        from benchmarks.report.drawings.comparison import plot
+        from benchmarks.report.numbers.compare import comparisons
+        from benchmarks.report.numbers.pool import pool
+
+        for one in comparisons(pool(records), methods, [args.metric] if args.metric else None, args.mixed):
+            made = plot(one, args.plot / re.sub(r"[^\w.@-]+", "_", f"{one.metric}.png"))
+            say(f"plot written to {made}")
+    return 0
+
+
+def add_report(commands: Any) -> None:
+    """`report`."""
+    parser = add(commands, "report", report, "write the static HTML report")
+    parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="folder of the report (results/report)")
+    parser.add_argument("--mixed", action="store_true", help="allow records of several protocols, labelled")
+
+
+def report(args: argparse.Namespace) -> int:
+    """The report as a folder of pages."""
+    from benchmarks.report.pages import html
+    from benchmarks.store import Store
+
+    store = Store(args.results)
+    records = store.records(failed=True)
+    index = html.write(
+        args.out or args.results / "report", records, results=args.results, broken=dict(store.broken),
+        mixed=args.mixed, samples=samples(args),
+    )
+    print(index)
+    return 0
+
+
+def add_figure(commands: Any) -> None:
+    """`figure M1 M2 --datasets D --out DIR`."""
+    parser = add(commands, "figure", figure, "overlays, curves, histograms, losses, heat tables")
+    parser.add_argument("methods", nargs="+", metavar="M[@PRESET]")
+    parser.add_argument("--datasets", nargs="+", required=True, metavar="D")
+    parser.add_argument("--categories", nargs="+", default=[], metavar="C", help="categories (all with records)")
+    parser.add_argument("--kinds", nargs="+", default=["overlay"], metavar="K", choices=(
+        "overlay", "roc", "pixel_roc", "pro", "spro", "scores", "loss", "watch", "heat", "all",
+    ), help="overlay, roc, pixel_roc, pro, spro, scores, loss, watch, heat or all (overlay, from kept maps)")
+    parser.add_argument("--pictures", type=int, default=1, metavar="N", help="overlay: pictures per kind of defect (1)")
+    parser.add_argument("--colormap", default="inferno", help="overlay: jet for likeness to the papers (inferno)")
+    parser.add_argument("--limit", type=float, default=None, metavar="FPR",
+                        help="end of the area (PRO 0.3, sPRO 0.05)")
+    parser.add_argument("--metric", default=None, metavar="KEY", help="heat: what to show (image AUROC)")
+    parser.add_argument("--mixed", action="store_true", help="allow records of several protocols")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="PNG files are written here")
+
+
+def figure(args: argparse.Namespace) -> int:
+    """Figures of stored units: grids as in the papers, curves, histograms, losses, heat tables."""
+    from benchmarks import kept
+    from benchmarks.errors import UsageError
+    from benchmarks.report.drawings import drawn
+
+    methods = specs(args.methods)
+    records = [
+        r for r in stored(args)
+        if r["unit"]["dataset"] in args.datasets and (not args.categories or r["unit"]["category"] in args.categories)
+        and f"{r['unit']['method']}@{r['unit']['preset']}" in methods
+    ]
+    where = f"{', '.join(methods)} on {', '.join(args.datasets)}"
+    if not records:
+        raise UsageError(f"no record of {where} under {args.results}; run it first (for overlays "
+                         "with --keep-maps)")
+    everything = "all" in args.kinds
+    kinds = [k for k in drawn.KINDS if k != "overlay"] if everything else list(dict.fromkeys(args.kinds))
+    written = drawn.draw([k for k in kinds if k != "overlay"], records, args.out, metric=args.metric, limit=args.limit,
+                         mixed=args.mixed)
+    if everything or "overlay" in kinds:
+        written += kept.overlays(
+            records, args.out, args.results, samples(args), pictures=args.pictures, colormap=args.colormap
+        )
+    for path in written:
+        print(path)
+    if not written:
+        raise UsageError(f"nothing to draw of {where}: " + "; ".join(_advice(kinds, args.data_root)))
+    return 0
+
+
+def _advice(kinds: Sequence[str], data_root: Path) -> list[str]:
+    """Why there may be nothing of each kind, and what to do."""
+    known = {
+        "overlay": f"no kept maps, or no pictures under {data_root}: run with --keep-maps --force",
+        "watch": "nothing was watched: run with --watch-test N --force",
+        "loss": "no training log: the method does not train by epochs",
+    }
+    return [
+        known.get(kind, f"{kind}: no such curve is stored; run again with --force if the record is older")
+        for kind in kinds
+    ]
