@@ -20,7 +20,7 @@ from torch.optim import Adam
 
 from models.base import Context, Images, ModelError, Prediction, Progress, no_progress
 from models.features import RESNET18, STAGES, WIDE50, backbone
-from models.nn.frozen import FrozenFeatures
+from models.frozen import FrozenFeatures
 from models.nn.smooth import gaussian_smooth
 from models.nn.trained import Trained, TrainedConfig
 from models.registry import register

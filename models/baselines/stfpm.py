@@ -21,7 +21,7 @@ from torch.optim import SGD
 
 from models.base import Context, Images, ModelError, Prediction, Progress, no_progress
 from models.features import RESNET18, STAGES, backbone
-from models.nn.frozen import FrozenFeatures
+from models.frozen import FrozenFeatures
 from models.nn.trained import Trained, TrainedConfig
 from models.nn.training import Best, split
 from models.registry import register

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from models import frozen
 from models.base import ModelError
 from models.baselines import reverse_distillation as rd
-from models.nn import frozen
 from tests.models.baselines.common import SHORT, build, check_fit_predict_seed_and_state, pictures
 
 
