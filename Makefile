@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 DATA_ROOT ?=
 WEIGHTS ?= auto
 
-.PHONY: reproduce test test-all lint demo baseline clean
+.PHONY: reproduce test test-all test-gpu lint demo baseline clean
 
 reproduce: $(VENV)/.run  ## demo tables; with DATA_ROOT=DIR [WEIGHTS=DIR] every paper's tables on that data
 	PYTHON=$(BIN)/python DATA_ROOT="$(DATA_ROOT)" WEIGHTS="$(WEIGHTS)" benchmarks/reproduce_all.sh
@@ -14,7 +14,10 @@ demo: $(VENV)/.run
 	$(BIN)/python run_benchmark.py demo
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest -m "not slow" --timeout 600
+	$(BIN)/python -m pytest -m "not slow and not gpu" --timeout 600
+
+test-gpu: $(VENV)/.dev  ## what a GPU must show before its numbers count; ends with a verdict and gpu_verdict.json
+	$(BIN)/python -m pytest tests/gpu -m gpu --timeout 600
 
 test-all: $(VENV)/.dev lint
 	$(BIN)/python -m pytest --timeout 3600

@@ -78,7 +78,7 @@ def allocate_beyond_the_limit() -> None:
     "error": FakeConfig(how="error"), "nan": FakeConfig(how="nan"), "killed": FakeConfig(how="killed"),
     "hang": FakeConfig(how="hang"), "constant": FakeConfig(how="constant"), "memory": FakeConfig(how="memory"),
     "segfault": FakeConfig(how="segfault"), "shape": FakeConfig(how="shape"), "null": FakeConfig(how="null"),
-    "refused": FakeConfig(how="refused"),
+    "refused": FakeConfig(how="refused"), "device_assert": FakeConfig(how="device_assert"),
 })
 class FakeBad(Fake):
     """Goes wrong in the way that `how` names."""
@@ -97,6 +97,8 @@ class FakeBad(Fake):
                 ctypes.string_at(0)
             case "refused":
                 allocate_beyond_the_limit()
+            case "device_assert":
+                torch.zeros(2, device=self.context.device)[torch.full((1,), 5, device=self.context.device)].sum().item()
             case "hang":
                 time.sleep(600)
         return super().fit(train, validation, progress)
