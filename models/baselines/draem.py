@@ -6,7 +6,7 @@ smoothed by 1e-5), Adam 1e-4, batch 8, 700 epochs, rate times 0.2 after 80 % and
 defective, opacity, Perlin scales, rotations of the mask and of 30 % of the pictures; plain bilinear resize; map =
 softmax, score = largest 21x21 mean. Left: pictures come by permutation (theirs: with replacement); an empty mask is
 drawn again (theirs stays, as normal); hue and saturation turn in YIQ, not HSV; textures are resized with antialiasing;
-SSIM's range stays 1 (theirs doubles when a reconstruction falls below -0.5, a guess about its input).
+SSIM's range stays 1 (theirs doubles for reconstructions below -0.5).
 Preset `anomalib`: that library's loss (with today's kornia its focal loss weights normal pixels 0: calling all pixels
 defective is free), initial weights, rate, batch, opacity, resize, joining and score; not its texture operations.
 """
@@ -75,7 +75,8 @@ class Draem(Trained):
         from models.nn.textures import Textures
 
         config, loss = self.config, library_loss() if self.config.library else draem_loss
-        textures = Textures(config.textures or self.context.extras.get("textures"), self.preprocess.output)
+        source = config.textures or self.context.extras.get("textures")
+        textures = Textures(source, self.preprocess.output, seed=self.context.seed)
         pictures, own = self._pictures(train), generator(self.context, "defects")
 
         def step(indices: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
@@ -116,7 +117,6 @@ class Draem(Trained):
 
 class Network(nn.Module):
     """Both subnetworks: pictures [B, 3, h, w] in [0, 1] -> (reconstruction [B, 3, h, w], logits [B, 2, h, w])."""
-
     def __init__(self, width: int, *, picture_first: bool = False) -> None:
         super().__init__()
         from anomalib.models.image.draem.torch_model import DiscriminativeSubNetwork, ReconstructiveSubNetwork

@@ -71,7 +71,8 @@ class EfficientAd(Trained):
 
         config, model = self.config, self.trained["model"]
         twice = (2 * config.size, 2 * config.size)
-        natural = Textures(config.textures or self.context.extras.get("textures"), twice)
+        source = config.textures or self.context.extras.get("textures")
+        natural = Textures(source, twice, seed=self.context.seed, most=config.steps)  # another picture for every step
         pictures = self._pictures(train)
         kept, out = split(len(pictures), 0.1, self.context, minimum=2)
         held, used = pictures[out], pictures[kept]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ from models.base import ModelError
 
 EMBEDDED = "embedded"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
-CACHE_BYTES = 512 * 2**20  # decoded pictures kept in memory; the rest is decoded at every draw
+CACHE_BYTES = 1152 * 2**20  # decoded pictures kept in memory: the 5,640 of DTD at 256 px fit in
+LISTED = 100_000  # no more folders are listed once so many pictures were found (ImageNet has 1.3 million)
 
 # scikit-image's own pictures that need no download; each is cut into ten, the whole and a 3x3 raster of half-size crops
 EMBEDDED_NAMES = (
@@ -29,12 +32,14 @@ class Textures:
 
     source: a folder, searched with its subfolders; or 'embedded' for scikit-image's pictures.
     size: (height, width) that every picture is resized to, aspect ratio not kept.
+    seed: chooses which pictures of a large folder are used. most: how many of them at most; None takes as many as the
+        cache holds, so that each is decoded once.
 
-    Raises ModelError when there is no source, the folder is missing, or nothing in it can be read. Grey pictures count
-    with three equal channels; unreadable files are skipped and listed in `unreadable`.
+    Raises ModelError when there is no source, the folder is missing or holds fewer than two pictures, or nothing in it
+    can be read. Grey pictures count with three equal channels; unreadable files are skipped and listed in `unreadable`.
     """
 
-    def __init__(self, source: str | None, size: tuple[int, int]) -> None:
+    def __init__(self, source: str | None, size: tuple[int, int], *, seed: int = 0, most: int | None = None) -> None:
         if not source:
             raise ModelError(
                 "no natural pictures to make artificial defects from: set `textures` to a folder of pictures (ImageNet "
@@ -44,6 +49,7 @@ class Textures:
         self.unreadable: list[str] = []
         self._cache: dict[int, Tensor] = {}
         self._cache_items = CACHE_BYTES // (3 * size[0] * size[1])
+        self._chosen: dict[str, object] = {}
         if source == EMBEDDED:
             self.name = EMBEDDED
             self._load: list[tuple[str, Callable[[], np.ndarray]]] = [
@@ -55,13 +61,20 @@ class Textures:
         if not folder.is_dir():
             raise ModelError(f"textures: no folder {folder}; give a folder of natural pictures, or '{EMBEDDED}'")
         self.name = folder.resolve().name
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        if not files:
-            raise ModelError(f"textures: no picture ({', '.join(sorted(SUFFIXES))}) under {folder}")
-        self._load = [(str(path.relative_to(folder)), lambda path=path: _decode(path)) for path in files]
+        names, complete = _listed(str(folder), seed, folder.stat().st_mtime_ns)
+        if len(names) < 2:
+            found = "one picture, which every defect would be made of," if names else "no picture"
+            raise ModelError(f"textures: {found} ({', '.join(sorted(SUFFIXES))}) under {folder}; give a folder of many "
+                             f"natural pictures, or '{EMBEDDED}'")
+        most = max(2, self._cache_items) if most is None else most
+        if len(names) > most or not complete:
+            self._chosen = {"of": len(names) if complete else f"more than {len(names)}", "seed": seed}
+            order = np.random.default_rng([seed, len(names)]).permutation(len(names))[:most]
+            names = sorted(names[i] for i in order)
+        self._load = [(name, lambda name=name: _decode(folder / name)) for name in names]
 
     def __len__(self) -> int:
-        """How many pictures the source lists."""
+        """How many pictures are drawn from."""
         return len(self._load)
 
     def draw(self, count: int, generator: Generator) -> Tensor:
@@ -98,11 +111,37 @@ class Textures:
         return picture
 
     def describe(self) -> dict[str, object]:
-        """For the record: the source's name, how many pictures, a hash of their names, and what could not be read."""
+        """For the record: the source's name, how many pictures (of how many, by which seed, where not all are used), a
+        hash of their names, and what could not be read."""
         names = hashlib.sha256("\n".join(name for name, _ in self._load).encode()).hexdigest()[:16]
         return {
-            "source": self.name, "pictures": len(self._load), "names_sha256": names, "unreadable": self.unreadable[:20],
+            "source": self.name, "pictures": len(self._load), **self._chosen, "names_sha256": names,
+            "unreadable": self.unreadable[:20],
         }
+
+
+@lru_cache(maxsize=4)
+def _listed(folder: str, seed: int, changed: int) -> tuple[list[str], bool]:
+    """Names of the pictures below `folder`, sorted, and whether these are all.
+
+    Folders are listed in an order drawn from `seed` until LISTED pictures were found: a tree of a million files is not
+    walked, and what is found depends on the seed and the tree alone. changed: when the folder was, for the cache.
+    """
+    random = np.random.default_rng(seed)
+    found: list[str] = []
+    waiting = [""]
+    while waiting and len(found) < LISTED:
+        inner = waiting.pop(int(random.integers(len(waiting))))
+        folders = []
+        with os.scandir(Path(folder, inner)) as entries:
+            for entry in entries:
+                name = f"{inner}/{entry.name}" if inner else entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(name)
+                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
+                    found.append(name)
+        waiting += sorted(folders)
+    return sorted(found), not waiting
 
 
 def _decode(path: Path) -> np.ndarray:

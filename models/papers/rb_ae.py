@@ -185,7 +185,8 @@ class RBAE(Trained):
         Raises ModelError without a source of natural pictures, without the reference picture, or when a loss is NaN.
         """
         config, context = self.config, self.context
-        textures = Textures(config.textures or context.extras.get("textures"), self.preprocess.size)
+        source = config.textures or context.extras.get("textures")
+        textures = Textures(source, self.preprocess.size, seed=context.seed)
         if not len(train) or (config.reference == "index" and not 0 <= config.reference_index < len(train)):
             raise ModelError(
                 f"rb_ae: no reference picture {config.reference_index} among {len(train)} training pictures; "

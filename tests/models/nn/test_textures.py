@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from models.base import ModelError
+from models.nn import textures as module
 from models.nn.textures import Textures
 
 
@@ -40,8 +41,59 @@ def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="nowhere"):
         Textures(str(tmp_path / "nowhere"), (8, 8))
     (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(ModelError, match="no picture"):
+    with pytest.raises(ModelError, match=r"no picture.*'embedded'"):
         Textures(str(tmp_path), (8, 8))
+
+
+def test_a_folder_of_one_picture_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "only.png")
+    with pytest.raises(ModelError, match=r"one picture.*'embedded'"):
+        Textures(str(tmp_path), (8, 8))
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "second.png")
+    assert len(Textures(str(tmp_path), (8, 8))) == 2
+
+
+def tree(tmp_path: Path, folders: int = 6, each: int = 5) -> Path:
+    """Pictures of one colour each in several folders, one of them deeper."""
+    for i in range(folders):
+        inner = tmp_path / "deep" / f"class{i}" if i == 0 else tmp_path / f"class{i}"
+        inner.mkdir(parents=True)
+        for j in range(each):
+            Image.fromarray(np.full((4, 4, 3), 8 * i + j, np.uint8)).save(inner / f"{j}.png")
+    return tmp_path
+
+
+def test_large_folder_gives_a_seeded_subset_that_the_record_names(tmp_path: Path) -> None:
+    root = str(tree(tmp_path))
+    whole = Textures(root, (4, 4))
+    assert len(whole) == 30 and "of" not in whole.describe()
+    some, same, other = (Textures(root, (4, 4), seed=seed, most=7) for seed in (1, 1, 2))
+    assert len(some) == 7 and len(set(some.draw(60, seeded()).mean((1, 2, 3)).tolist())) == 7
+    assert some.describe() == same.describe() and some.describe() | {"names_sha256": ""} == {
+        "source": tmp_path.name, "pictures": 7, "of": 30, "seed": 1, "names_sha256": "", "unreadable": [],
+    }
+    assert some.describe()["names_sha256"] != other.describe()["names_sha256"]
+
+
+def test_default_subset_fits_the_cache_and_is_decoded_once(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "CACHE_BYTES", 10 * 3 * 4 * 4)
+    textures = Textures(str(tree(tmp_path)), (4, 4))
+    decoded, decode = [], module._decode
+    monkeypatch.setattr(module, "_decode", lambda path: (decoded.append(path), decode(path))[1])
+    textures.draw(200, seeded())
+    assert len(textures) == 10 and len(decoded) == len(set(decoded)) == 10
+
+
+def test_folders_are_listed_only_until_enough_is_found(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "LISTED", 8)
+    opened, scan = [], module.os.scandir
+    monkeypatch.setattr(module.os, "scandir", lambda path: (opened.append(path), scan(path))[1])
+    root = tree(tmp_path)
+    textures = Textures(str(root), (4, 4), seed=3)
+    assert len(opened) <= 4 and len(textures) == 10  # the root, two folders of five, perhaps the one between
+    assert textures.describe()["of"] == "more than 10"
+    listed = len(opened)
+    assert len(Textures(str(root), (4, 4), seed=3)) == 10 and len(opened) == listed  # the next fit lists nothing
 
 
 def test_any_mode_and_suffix_is_read(tmp_path: Path) -> None:
@@ -73,13 +125,14 @@ def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
         Textures(str(tmp_path), (8, 8)).draw(1, seeded())
 
 
-def test_draws_depend_on_the_generator_only_and_not_on_the_cache(tmp_path: Path, monkeypatch) -> None:
+def test_draws_depend_on_the_generator_only_and_not_on_the_cache(tmp_path: Path) -> None:
     folder(tmp_path)
     first = Textures(str(tmp_path), (8, 8))
     once = first.draw(20, seeded(1))
     assert torch.equal(once, first.draw(20, seeded(1)))  # now from memory
-    monkeypatch.setattr("models.nn.textures.CACHE_BYTES", 0)
-    assert torch.equal(once, Textures(str(tmp_path), (8, 8)).draw(20, seeded(1)))
+    uncached = Textures(str(tmp_path), (8, 8))
+    uncached._cache_items = 0
+    assert torch.equal(once, uncached.draw(20, seeded(1)))
     assert not torch.equal(once, first.draw(20, seeded(2)))
 
 
