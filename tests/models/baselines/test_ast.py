@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from models import registry
 from models.base import Context, ModelError
-from models.baselines.ast import Ast, AstConfig, Student, Teacher, encoding, flow_loss
+from models.baselines.ast import Ast, AstConfig, distance, flow_loss
+from models.nn.ast_networks import Student, Teacher, encoding
 from models.weights import WeightStore
 
 
@@ -100,6 +102,53 @@ def test_flow_knows_its_jacobian_and_the_loss_is_the_likelihood() -> None:
     density = torch.distributions.Normal(0.0, 1.0).log_prob(latent).sum() + expected
     constant = 4 * np.log(2 * np.pi) / 2
     assert flow_loss(latent, log_det).item() == pytest.approx((-density / 6 - constant).item(), abs=1e-6)
+
+
+def test_likelihood_pulls_the_latent_to_zero_and_stretches() -> None:
+    latent = torch.tensor([3.0, -4.0, 0.0, 0.0]).view(1, 2, 1, 2).requires_grad_()
+    log_det = torch.tensor([0.5], requires_grad=True)
+    loss = flow_loss(latent, log_det)
+    assert float(loss) == pytest.approx((9 + 16) / 2 / 2 - 0.5 / 2)  # per position; there are two
+    loss.backward()
+    torch.testing.assert_close(latent.grad, latent.detach() / 2)
+    assert float(log_det.grad) == -0.5
+
+
+def test_distance_of_normal_and_anomalous_positions() -> None:
+    """By hand: two channels, one position where the student follows and one where it does not."""
+    teacher = torch.tensor([[1.0, 2.0], [-1.0, 0.0]]).view(1, 2, 1, 2)
+    student = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).view(1, 2, 1, 2).requires_grad_()
+    found = distance(teacher, student)
+    assert found.tolist() == [[[0.0, 5.0]]]
+    found.mean().backward()
+    assert student.grad[0, :, 0, 0].tolist() == [0.0, 0.0]  # nothing to learn where it follows
+    assert student.grad[0, :, 0, 1].tolist() == [-1.5, 0.5]  # towards the teacher
+
+
+def test_map_is_raised_bicubically_and_the_score_taken_before() -> None:
+    detector = build("ast@tiny")
+    picture = [np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)]
+    teacher, student = detector._outputs(picture)
+    cells = ((teacher - student) ** 2).mean(1, keepdim=True)
+    found = detector.predict(picture)
+    expected = F.interpolate(cells, scale_factor=8, mode="bicubic", align_corners=False)[:, 0]
+    torch.testing.assert_close(found.anomaly_map, expected)
+    torch.testing.assert_close(found.score, cells.mean((1, 2, 3)))
+    assert registry.config("ast").score == "mean"  # RGB only
+
+
+def test_parameters_of_the_papers_networks() -> None:
+    """From the authors' layers with the settings for MVTec AD: 304 channels, 32 of encoding, 1024 hidden."""
+    detector = build("ast@paper")
+
+    def conv(before: int, after: int, size: int) -> int:
+        return before * after * size * size + after
+
+    half = 152
+    teacher = sum(2 * (conv(half + 32, 1024, k) + conv(1024, 2 * half, k) + 1) for k in (3, 3, 3, 5))
+    student = conv(304 + 32, 1024, 3) + 4 * 2 * (conv(1024, 1024, 3) + 2 * 1024) + conv(1024, 304, 3)
+    assert sum(p.numel() for p in detector.student.parameters()) == student
+    assert sum(p.numel() for p in detector.teacher.parameters() if p.requires_grad) == teacher
 
 
 def test_encoding_tells_all_positions_apart() -> None:
