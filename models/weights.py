@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ _TEACHERS = (
 )
 ARCHIVES = {f"pretrained_teacher_{size}": _TEACHERS for size in ("small", "medium")}
 TORCHVISION = {"tv_in1k": "IMAGENET1K_V1", "tv2_in1k": "IMAGENET1K_V2"}
+
+reading: ContextVar[bool] = ContextVar("reading", default=False)  # True while a store reads a file or downloads it
 
 
 class WeightsError(ModelError):
@@ -73,6 +76,13 @@ class WeightStore:
             return None
         if needed is not None and not isinstance(needed, Mapping):
             needed = dict.fromkeys(needed)
+        token = reading.set(True)
+        try:
+            return self._load(tag, needed)
+        finally:
+            reading.reset(token)
+
+    def _load(self, tag: str, needed: Mapping[str, Tensor | None] | None) -> dict[str, Tensor]:
         unfit: list[str] = []
         for path in [self.substitutes[tag]] if tag in self.substitutes else self._files(tag):
             state = read(path)
