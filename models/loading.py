@@ -1,8 +1,8 @@
 """Every load of pretrained weights goes through the store by its exact tag, whatever library asks, or is refused.
 
-anomalib's models take weights from timm, torchvision, torch hub, the Hugging Face hub and their own downloads, each with
-a cache of its own. Within `weights_from` all of these ask the `WeightStore`, so a record names every file that was read,
-and a file that merely lies in a cache is never read.
+anomalib's models take weights from timm, torchvision, torch hub, the Hugging Face hub and downloads of their own, each
+with its cache. Within `weights_from` all of these ask the `WeightStore`: a record names every file that was read, and a
+file that merely lies in a cache is not.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def weights_from(store: WeightStore) -> Iterator[None]:
     from timm.models import _builder
     from torchvision.models._api import WeightsEnum
 
-    holes: dict[int, tuple[Tensor, str]] = {}  # tensors that a partial file lacks, and what to say if a network keeps one
+    holes: dict[int, tuple[Tensor, str]] = {}  # what a partial file lacks, and what to say if a network keeps it
     shut = {
         "torch": [torch.load, torch.jit.load],
         "safetensors": [safetensors.torch.load_file, safetensors.torch.load_model, safetensors.safe_open],
@@ -85,8 +85,8 @@ def _refuse(function: Callable[..., Any], library: str) -> Callable[..., Any]:
             return function(*args, **kwargs)
         asked = ", ".join([*map(str, args[:2]), *(f"{k}={v}" for k, v in list(kwargs.items())[:2])])
         raise ModelError(
-            f"{library} asks for {asked!r} by {function.__name__}, past the weights that --weights names; no tag stands "
-            "for it, so it is not loaded"
+            f"{library} asks for {asked!r} by {function.__name__}, past the weights that --weights names; no tag "
+            "stands for it, so it is not loaded"
         )
 
     return refused
@@ -129,7 +129,9 @@ def _timm_loader(builder: Any, store: WeightStore, holes: dict[int, tuple[Tensor
     return load
 
 
-def _timm_create(original: Callable[..., nn.Module], holes: Mapping[int, tuple[Tensor, str]]) -> Callable[..., nn.Module]:
+def _timm_create(
+    original: Callable[..., nn.Module], holes: Mapping[int, tuple[Tensor, str]]
+) -> Callable[..., nn.Module]:
     """timm.create_model, which refuses a network that kept a tensor that the file did not have."""
 
     def create(*args: Any, **kwargs: Any) -> nn.Module:
