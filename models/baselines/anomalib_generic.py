@@ -149,7 +149,7 @@ class Generic(Detector):
         with mends.timm_as_it_was(), weights_from(self.context.weights):
             try:
                 trainer.fit(self.module, datamodule=_data(kept, held, self.preprocess, self.config, self.context.seed))
-            except (ValueError, RuntimeError, AssertionError, IndexError) as error:
+            except (ValueError, RuntimeError, AssertionError, IndexError, ArithmeticError) as error:
                 if steps or isinstance(error, ModelError) or "out of memory" in str(error):
                     raise
                 raise ModelError(f"{self.name} refuses its first pictures with these settings: {error}") from error
