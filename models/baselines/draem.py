@@ -51,7 +51,7 @@ class DraemConfig(TrainedConfig):
     "paper": DraemConfig(),
     "anomalib": DraemConfig(library=True, train_batch=32, beta=0.9, rotate=0.0, average=1),
     "quick": DraemConfig(
-        size=128, width=8, epochs=12, train_batch=4, lr=1e-3, average=11, textures="embedded", shortened=True
+        size=64, width=8, epochs=20, train_batch=4, lr=1e-3, average=5, textures="embedded", shortened=True
     ),
 })
 class Draem(Trained):
