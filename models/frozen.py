@@ -26,7 +26,7 @@ class FrozenFeatures:
         self.net = net
         self.features: dict[str, Tensor] = {}
         self.pictures: Tensor | None = None
-        first = next(extract(net, preprocess, images[:1], device))
+        first = next(extract(net, preprocess, [images[0]], device))
         if sum(maps.nbytes for maps in first.values()) * len(images) > room(device):
             note(f"features of {net.tag} did not fit into memory and were computed anew in every epoch")
             self.pictures = load_pictures(images, preprocess, device)

@@ -50,15 +50,15 @@ class DraemConfig(TrainedConfig):
 @register("draem", presets={
     "paper": DraemConfig(),
     "anomalib": DraemConfig(library=True, train_batch=32, beta=0.9, rotate=0.0, average=1),
-    "quick": DraemConfig(
-        size=64, width=8, epochs=20, train_batch=4, lr=1e-3, average=5, textures="embedded", shortened=True
-    ),
+    "quick": DraemConfig(size=64, width=8, epochs=20, train_batch=4, lr=1e-3, average=5, textures="embedded",
+                         shortened=True),
 })
 class Draem(Trained):
     """DRAEM: reconstructs pasted-in defects away and segments them from the two pictures"""
 
     Config = DraemConfig
     config: DraemConfig
+    channels_last = True
 
     def __init__(self, config: DraemConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -98,7 +98,7 @@ class Draem(Trained):
 
     @torch.no_grad()
     def predict(self, batch: Images) -> Prediction:
-        _, logits = self.trained["model"](self.preprocess(batch, self.context.device))
+        _, logits = self.trained["model"](self._seen(batch))
         maps, side = logits.softmax(1)[:, 1], self.config.average
         return Prediction(maps, F.avg_pool2d(maps, side, 1, side // 2).flatten(1).amax(1))
 
@@ -109,7 +109,7 @@ class Draem(Trained):
         last = self.trained["model"].discriminative_subnetwork.decoder_segment.fin_out
         handle = last.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
         try:
-            self.trained["model"](self.preprocess(batch, self.context.device))
+            self.trained["model"](self._seen(batch))
         finally:
             handle.remove()
         return found

@@ -4,8 +4,8 @@ Compared with the authors' code (hq-deng/RD4AD, main.py at d773d36). The same: t
 wide as its blocks, 67.3 M parameters) and decoder with their initial weights (layers from anomalib), loss (Eq. 2 as the
 code has it: one cosine over a picture's whole map per stage, not one per position), Adam 0.005 with betas 0.5 and
 0.999, batch 16, 200 epochs, last epoch; map = sum of 1 - cosine over the stages, upsampled with aligned corners and
-smoothed with SciPy's Gaussian of sigma 4; score = its maximum. Left: the bottleneck's unused 1x1 convolution and batch
-norm stay, as in their file. The teacher runs once per picture, not in every epoch: its features do not change.
+smoothed with SciPy's Gaussian of sigma 4; score = its maximum. Left: the teacher runs once per picture, not in every
+epoch, for its features do not change.
 """
 
 from __future__ import annotations

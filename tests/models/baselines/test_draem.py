@@ -207,8 +207,8 @@ def test_size_that_the_strides_do_not_divide_is_refused():
 
 
 def test_feature_maps():
-    detector = build("draem@quick", TINY)
-    assert [m.shape[0] for m in detector.feature_maps(pictures(2))] == [2] * len(detector.feature_maps(pictures(2)))
+    maps = build("draem@quick", TINY).feature_maps(pictures(2))
+    assert maps and all(m.ndim == 4 and len(m) == 2 and torch.isfinite(m).all() for m in maps)
 
 
 @pytest.mark.parametrize("spec", ["draem@quick", "draem@anomalib"])
