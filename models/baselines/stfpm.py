@@ -40,7 +40,7 @@ class StfpmConfig(TrainedConfig):
 
 @register("stfpm", presets={
     "resnet18": StfpmConfig(),
-    "quick": StfpmConfig(epochs=15, train_batch=16, shortened=True),
+    "quick": StfpmConfig(epochs=8, train_batch=8, shortened=True),
     "demo": StfpmConfig(size=128, epochs=15, train_batch=8, lr=0.2, shortened=True),
 })
 class Stfpm(Trained):
@@ -48,6 +48,7 @@ class Stfpm(Trained):
 
     Config = StfpmConfig
     config: StfpmConfig
+    channels_last = True
 
     def __init__(self, config: StfpmConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -85,7 +86,7 @@ class Stfpm(Trained):
 
     @torch.no_grad()
     def predict(self, batch: Images) -> Prediction:
-        x = self.preprocess(batch, self.context.device)
+        x = self._seen(batch)
         maps = product_map(list(self.teacher(x).values()), self._student(x)).unsqueeze(1)
         return Prediction(F.interpolate(maps, self.preprocess.output, mode="bilinear", align_corners=False)[:, 0], None)
 
