@@ -98,7 +98,8 @@ def acts(
     over the clean pictures; variance_kept, of the repaired clean map over positions, relative to the map's own;
     error_inside, squared error against the clean map inside defects, relative to its square there. 'fusion': the
     error inside of the map itself (unrepaired) and of the fused one, the weight of each branch inside and outside of
-    defects, and the weights' standard deviation.
+    defects, and the weights' standard deviation. 'features': variance of the clean map over pictures relative to its
+    square; 0 says that the encoder sees no picture any more.
     """
     inside = mask.expand_as(clean)
     scale = (inside * clean.square()).sum().clamp_min(1e-12)
@@ -106,7 +107,8 @@ def acts(
     def error(found: Tensor) -> float:
         return float((inside * (found - clean).square()).sum() / scale)
 
-    out: dict[str, dict[str, float]] = {}
+    spread = clean.var(0, correction=0).mean() / clean.square().mean().clamp_min(1e-12)
+    out: dict[str, dict[str, float]] = {"features": {"variance_over_pictures": float(spread)}}
     for size in module.sizes:
         theirs = patches(reference, size)
         chosen = choice(patches(clean, size), theirs, module.similarity, module.scale)

@@ -13,11 +13,16 @@ from models.nn.focal import focal_loss
 
 
 def normalise(x: Tensor, how: str = "sample", epsilon: float = 1e-8) -> Tensor:
-    """N of Eq. 2 for maps [B, h, w] >= 0: min-max (as constants) per map or batch, or 2 sigmoid(x) - 1 (0 stays 0)."""
+    """N of Eq. 2 for maps [B, h, w] >= 0: min-max per map or over the batch, or 2 sigmoid(x) - 1 (0 stays 0).
+
+    The gradient passes through the extremes. Were they constants, every defect's features would be pulled apart without
+    end, and batch norm, which has to spend its variance on them, would leave none to normal texture: in the deepest
+    layers all pictures would look alike.
+    """
     if how == "sigmoid":
         return 2 * x.sigmoid() - 1
     axes = (1, 2) if how == "sample" else (0, 1, 2)
-    low, high = x.detach().amin(axes, keepdim=True), x.detach().amax(axes, keepdim=True)
+    low, high = x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)
     return (x - low) / (high - low + epsilon)
 
 

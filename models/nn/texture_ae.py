@@ -1,12 +1,18 @@
-"""The convolutional parts of RB-AE (III-A, III-D): encoder of five layers, decoder, discriminators of defects."""
+"""The network of RB-AE: encoder of five layers, repair by the reference, decoder, discriminators of defects (III)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.base import ModelError
+from models.nn.attention import ReferenceAttention, Similarity
 from models.nn.upconv import UpConv
+
+REPAIRED = (2, 3, 4)  # indices of layers 3 to 5, which hold an RBAM (III-C4)
 
 
 def double_conv(width_in: int, width_out: int, *, up: bool = False) -> nn.Sequential:
@@ -62,3 +68,58 @@ def discriminator(width: int) -> nn.Sequential:
         nn.Conv2d(width, width // 2, 3, padding=1, bias=False), nn.BatchNorm2d(width // 2), nn.ReLU(),
         nn.Conv2d(width // 2, 1, 1), nn.Sigmoid(),
     )
+
+
+@dataclass
+class Output:
+    """features: of the input; repaired: layers 3 to 5; maps: AM_1 to AM_3; features_rec: of the reconstruction."""
+
+    features: list[Tensor]
+    repaired: list[Tensor]
+    reconstruction: Tensor
+    features_rec: list[Tensor]
+    maps: list[Tensor]
+
+
+class Network(nn.Module):
+    """Encoder, decoder, one RBAM per layer 3 to 5 (or none), one FDM per layer 1 to 3, the reference's maps 3 to 5.
+
+    size: side of the pictures; rbam: patch sizes, similarity, its scale. Raises ModelError for sizes that do not fit.
+    """
+
+    def __init__(
+        self, size: int, widths: tuple[int, ...], rbam: tuple[tuple[int, ...], Similarity, float] | None
+    ) -> None:
+        super().__init__()
+        if len(widths) != 5 or min(widths) < 2:
+            raise ModelError(f"rb_ae: widths={widths}; five numbers of channels from 2 on are needed")
+        if size < 32 or size % 16:
+            raise ModelError(f"rb_ae: size={size} must be a multiple of 16 from 32 on: four pools halve it")
+        self.encoder, self.decoder = Encoder(widths), Decoder(widths)
+        sides = [(widths[i], size >> i) for i in REPAIRED]
+        self.rbam = None if rbam is None else nn.ModuleList(ReferenceAttention(*side, *rbam) for side in sides)
+        self.fdm = nn.ModuleList(discriminator(width) for width in widths[:3])
+        for layer, (width, side) in enumerate(sides, 3):
+            self.register_buffer(f"reference{layer}", torch.zeros(1, width, side, side))
+
+    @property
+    def reference(self) -> list[Tensor]:
+        return [self.reference3, self.reference4, self.reference5]
+
+    @torch.no_grad()
+    def refer(self, picture: Tensor) -> None:
+        """Take the maps of a picture [1, 3, H, W] as the reference's, from here on."""
+        maps = self.encoder(picture)
+        for held, i in zip(self.reference, REPAIRED, strict=True):
+            held.copy_(maps[i])
+
+    def forward(self, x: Tensor) -> Output:
+        """Pictures [B, 3, H, W] in [0, 1]."""
+        features = self.encoder(x)
+        deep = [features[i] for i in REPAIRED]
+        if self.rbam is not None:
+            deep = [module(f, r) for module, f, r in zip(self.rbam, deep, self.reference, strict=True)]
+        reconstruction = self.decoder(*deep)
+        again = self.encoder(reconstruction, depth=3)
+        maps = [fdm(torch.cat(pair, 1)) for fdm, *pair in zip(self.fdm, features[:3], again, strict=True)]
+        return Output(features, deep, reconstruction, again, maps)

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from models.base import Config, Context, Images, ModelError, Prediction, Progress, no_progress
 from models.features import backbone
-from models.nn.attention import ReferenceAttention, Similarity, acts
+from models.nn.attention import Similarity, acts
 from models.nn.discrimination import pixel_discrimination, repair_loss, resize_mask, segmentation_loss
 from models.nn.floor import against_floor
 from models.nn.perceptual import Perceptual
 from models.nn.perlin import artificial_defects
 from models.nn.smooth import gaussian_smooth
 from models.nn.ssim import WINDOW, ssim_map
-from models.nn.texture_ae import Decoder, Encoder, discriminator
+from models.nn.texture_ae import REPAIRED, Network, Output
 from models.nn.textures import EMBEDDED, Textures
 from models.nn.trained import Trained
 from models.nn.training import Phase, autocast, generator, key_of, train_phases
@@ -37,7 +37,6 @@ VGG_LAYERS = {  # III-E: "the first five feature maps from the ReLU activation l
     "first_of_block": tuple(f"features.{i}" for i in (1, 6, 11, 18, 25)),  # as the author's later public code
     "last_of_block": tuple(f"features.{i}" for i in (3, 8, 15, 22, 29)),
 }
-REPAIRED = (2, 3, 4)  # indices of layers 3 to 5, which hold an RBAM (III-C4)
 PROBED = 16  # training pictures on which the record says what the repair does
 
 
@@ -78,62 +77,9 @@ class RBAEConfig(Config):
 
 PAPER = RBAEConfig()
 QUICK = RBAEConfig(  # patches as large in the picture as the paper's, relative to it, would be at 128 px
-    size=64, textures=EMBEDDED, widths=(16, 32, 64, 96, 96), patch_sizes=(1, 2), epochs_phase1=8, epochs_phase2=8,
+    size=64, textures=EMBEDDED, widths=(16, 32, 64, 96, 96), patch_sizes=(1, 2), epochs_phase1=6, epochs_phase2=6,
     lr=1e-3, weight_per=0.0, shortened=True,  # VGG-16 alone would take nine tenths of a step of this small network
 )
-
-
-@dataclass
-class Output:
-    """features: of the input; repaired: layers 3 to 5; maps: AM_1 to AM_3; features_rec: of the reconstruction."""
-
-    features: list[Tensor]
-    repaired: list[Tensor]
-    reconstruction: Tensor
-    features_rec: list[Tensor]
-    maps: list[Tensor]
-
-
-class Network(nn.Module):
-    """Encoder, decoder, one RBAM per layer 3 to 5, one FDM per layer 1 to 3, and the reference's maps 3 to 5."""
-
-    def __init__(self, config: RBAEConfig) -> None:
-        super().__init__()
-        if len(config.widths) != 5 or min(config.widths) < 2:
-            raise ModelError(f"rb_ae: widths={config.widths}; five numbers of channels from 2 on are needed")
-        if config.size < 32 or config.size % 16:
-            raise ModelError(f"rb_ae: size={config.size} must be a multiple of 16 from 32 on: four pools halve it")
-        self.encoder = Encoder(config.widths)
-        self.decoder = Decoder(config.widths)
-        sides = [(config.widths[i], config.size >> i) for i in REPAIRED]
-        self.rbam = nn.ModuleList(
-            ReferenceAttention(*side, config.patch_sizes, config.similarity, config.similarity_scale) for side in sides
-        ) if config.rbam else None
-        self.fdm = nn.ModuleList(discriminator(width) for width in config.widths[:3])
-        for layer, (width, side) in enumerate(sides, 3):
-            self.register_buffer(f"reference{layer}", torch.zeros(1, width, side, side))
-
-    @property
-    def reference(self) -> list[Tensor]:
-        return [self.reference3, self.reference4, self.reference5]
-
-    @torch.no_grad()
-    def refer(self, picture: Tensor) -> None:
-        """Take the maps of a picture [1, 3, H, W] as the reference's, from here on."""
-        maps = self.encoder(picture)
-        for held, i in zip(self.reference, REPAIRED, strict=True):
-            held.copy_(maps[i])
-
-    def forward(self, x: Tensor) -> Output:
-        """Pictures [B, 3, H, W] in [0, 1]."""
-        features = self.encoder(x)
-        deep = [features[i] for i in REPAIRED]
-        if self.rbam is not None:
-            deep = [module(f, r) for module, f, r in zip(self.rbam, deep, self.reference, strict=True)]
-        reconstruction = self.decoder(*deep)
-        again = self.encoder(reconstruction, depth=3)
-        maps = [fdm(torch.cat(pair, 1)) for fdm, *pair in zip(self.fdm, features[:3], again, strict=True)]
-        return Output(features, deep, reconstruction, again, maps)
 
 
 def final_map(output: Output, picture: Tensor, config: RBAEConfig) -> Tensor:
@@ -176,7 +122,8 @@ class RBAE(Trained):
 
     def __init__(self, config: RBAEConfig, context: Context) -> None:
         super().__init__(config, context)
-        self.net = Network(config)
+        rbam = (config.patch_sizes, config.similarity, config.similarity_scale) if config.rbam else None
+        self.net = Network(config.size, config.widths, rbam)
         self._trained(net=self.net)
 
     def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
@@ -218,8 +165,8 @@ class RBAE(Trained):
     def _phases(self, pictures: Tensor, textures: Textures) -> Iterator[Phase]:
         config, net, perceptual = self.config, self.net, None
         if config.weight_per:
-            vgg = backbone(VGG, VGG_LAYERS[config.vgg_layers], self.context.weights, self.context.device)
-            perceptual = Perceptual(vgg)
+            layers = VGG_LAYERS[config.vgg_layers]
+            perceptual = Perceptual(backbone(VGG, layers, self.context.weights, self.context.device))
 
         def phase(number: int, epochs: int, modules: dict[str, nn.Module]) -> Phase:
             def step(indices: Tensor, _: torch.Generator) -> dict[str, Tensor]:
@@ -234,8 +181,7 @@ class RBAE(Trained):
 
         yield phase(1, config.epochs_phase1, {"encoder": net.encoder, "decoder": net.decoder})
         net.encoder.eval().requires_grad_(False)
-        index = self._index(pictures)
-        net.refer(pictures[index : index + 1])
+        net.refer(pictures[self._index(pictures)][None])
         rbam = {"rbam": net.rbam} if net.rbam is not None else {}
         yield phase(2, config.epochs_phase2, {"decoder": net.decoder, "fdm": net.fdm, **rbam})
 
@@ -262,15 +208,14 @@ class RBAE(Trained):
                     ours = net.encoder(clean)
             if perceptual is not None:
                 values["per"] = perceptual(clean, rebuilt).float()
-        values["rec"] = F.mse_loss(rebuilt, clean)
-        normal = [f.float() for f in ours]
+        values["rec"], normal = F.mse_loss(rebuilt, clean), [f.float() for f in ours]
         if phase == 1 and config.weight_pixel:
             values["pixel"] = pixel_discrimination(normal, [f.float() for f in theirs], mask, config.normalisation)
         if phase == 2:
             values["seg"] = segmentation_loss([m.float() for m in out.maps], mask, config.focal_gamma)
             if config.rbam:
-                repaired = [f.float() for f in out.repaired]
-                values["repair"] = repair_loss(repaired, [normal[i] for i in REPAIRED], config.repair_factor)
+                target = [normal[i] for i in REPAIRED]
+                values["repair"] = repair_loss([f.float() for f in out.repaired], target, config.repair_factor)
         loss = sum(getattr(config, f"weight_{name}") * value for name, value in values.items())
         return {"loss": loss, **values}
 
@@ -301,9 +246,6 @@ class RBAE(Trained):
         output = self.net(x)
         maps = gaussian_smooth(final_map(output, x, self.config).float(), self.config.smoothing, "reflect")
         flat = maps.flatten(1)
-        if self.config.score == "std":
-            score = flat.std(1, correction=0)
-        else:
-            count = 1 if self.config.score == "max" else max(1, round(flat.shape[1] * 0.001))
-            score = flat.topk(count, 1).values.mean(1)
+        highest = flat.topk(1 if self.config.score == "max" else max(1, round(flat.shape[1] * 0.001)), 1).values.mean(1)
+        score = flat.std(1, correction=0) if self.config.score == "std" else highest
         return Prediction(maps, score, {"reconstruction": output.reconstruction})

@@ -72,7 +72,7 @@ class TSDNConfig(TrainedConfig):
 PAPER = TSDNConfig()
 QUICK = TSDNConfig(
     size=64, encoder="tf_efficientnet_b0.aa_in1k", reduced=32, mlp=(64, 64), widths=(64, 48, 32, 16, 16), blur=1.0,
-    lr=1e-3, epochs=15, shortened=True,
+    lr=1e-3, epochs=10, shortened=True,
 )
 ONE_STREAM = replace(PAPER, decoder_a=False, fne=False, skips=False, surf=False)
 
@@ -181,8 +181,7 @@ class TSDN(Trained):
             random = torch.Generator().manual_seed(int(torch.randint(2**62, (1,))))
             return self._losses(pictures[indices], None if labels is None else labels[indices], random)
 
-        adam = torch.optim.Adam(self._parameters(), lr=config.lr, fused=True)
-        log = self._train(step, [adam], len(pictures), progress)
+        log = self._train(step, [torch.optim.Adam(self._parameters(), config.lr, fused=True)], len(pictures), progress)
         if labels is not None:
             found = labels.flatten(1).amax(1).double() + 1
             log["superpixels"] = {"per_picture": round(float(found.mean()), 1), "fewest": int(found.min())}
@@ -197,10 +196,8 @@ class TSDN(Trained):
         """SURF (2.2): pictures with filled superpixels, and where those are [B, 1, H, W]."""
         if labels is None:
             return clean, torch.zeros_like(clean[:, :1])
-        config = self.config
-        filled, mask = fill(
-            clean, labels, random, filled=config.filled, segments=config.segments, probability=config.p_surf
-        )
+        c = self.config
+        filled, mask = fill(clean, labels, random, filled=c.filled, segments=c.segments, probability=c.p_surf)
         return filled.contiguous(memory_format=torch.channels_last), mask
 
     def _losses(self, clean: Tensor, labels: Tensor | None, random: torch.Generator) -> dict[str, Tensor]:
@@ -216,16 +213,16 @@ class TSDN(Trained):
             "s": 1 - ssim(clean, rebuilt).mean(),
             "g": 1 - msgms(clean, rebuilt, config.gms_scales).mean(),
         }
+        seen = {}
         if out.mask is not None:
             values["m"] = F.mse_loss(out.mask.float(), mask)
-        if out.mask is not None and out.weights is not None:
+        if out.weights is not None:
             target = self._target(out)
             terms = cross_entropy(out.weights.float(), target)
             values["f"] = (terms.sum(1) if config.fne_reduction == "sum" else terms.mean(1)).mean()
+            seen["bce_above_entropy"] = (terms.detach() - cross_entropy(target, target)).mean()
         loss = sum(getattr(config, f"weight_{name}") * value for name, value in values.items())
-        if "f" in values:
-            values["bce_above_entropy"] = (terms.detach() - cross_entropy(target, target)).mean()
-        return {"loss": loss, **values}
+        return {"loss": loss, **values, **seen}
 
     def _target(self, out: Output) -> Tensor:
         """W_gt of a pass with its mask."""
