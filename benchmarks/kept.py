@@ -14,7 +14,8 @@ from benchmarks.report.numbers.pool import Record
 from benchmarks.report.pages.pictures import Samples
 from benchmarks.store import Store
 from datasets.base import DatasetError
-from datasets.images import decode, decode_mask
+from datasets.images import decode
+from datasets.masks import decode_mask
 
 
 def samples(dataset: str, category: str, roots: Iterable[Path]) -> dict[str, tuple[Path, tuple[Path, ...]]]:

@@ -13,7 +13,8 @@ from benchmarks import devices
 from benchmarks.errors import UsageError
 from benchmarks.store import Store
 from benchmarks.units import Job, Protocol, Unit, config_dict, digest, metric_size
-from datasets.base import Category, DatasetError
+from datasets.base import Category, DatasetError, raise_problems
+from datasets.checking import Examined
 from models import registry
 from models.base import Config
 from models.errors import ModelError, near
@@ -131,7 +132,7 @@ def plan_units(
         textures = str(Path(textures).resolve())
     seeds = list(dict.fromkeys(seeds))
     configs: dict[str, tuple[str, str, Config, bool]] = {}
-    loaded: dict[tuple[str, str], tuple[Category, str] | str] = {}
+    loaded: dict[tuple[str, str], tuple[Category, Examined] | str] = {}
     hashes = _fingerprint_cache(options)
     jobs = []
     for spec, dataset, category in dict.fromkeys(combinations):
@@ -140,7 +141,9 @@ def plan_units(
         if (dataset, category) not in loaded:
             try:
                 data = datasets.load(dataset, category, options.data_root)
-                loaded[dataset, category] = (data, datasets.fingerprint(data, hashes))
+                examined = datasets.examine(data, hashes)
+                raise_problems(examined.problems)
+                loaded[dataset, category] = (data, examined)
             except DatasetError as error:
                 loaded[dataset, category] = str(error)
         data = loaded[dataset, category]
@@ -153,14 +156,14 @@ def plan_units(
         jobs += [
             Job(
                 unit=Unit(data[0].dataset, category, method, preset, seed), config=config,
-                config_hash=_config_hash(method, config), modified=modified, fingerprint=data[1],
+                config_hash=_config_hash(method, config), modified=modified, fingerprint=data[1].fingerprint,
                 source=_source(dataset),
                 protocol=protocol, data_root=Path(options.data_root).resolve(),
                 results=Path(options.results).resolve(), weights=weights, weights_for=weights_for,
                 device=options.device, textures=textures if getattr(config, "textures", "") is None else "",
                 keep_maps=options.keep_maps, watch=options.watch, cache_dir=options.cache_dir,
                 cache_size=options.cache_size, time_limit=options.time_limit,
-                settings=own,
+                settings=own, remarks=data[1].remarks,
             )
             for seed in seeds
         ]

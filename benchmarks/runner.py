@@ -177,6 +177,7 @@ def _run(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     import datasets
     from benchmarks.scoring import score_test
+    from datasets.images import DEEP
     from models import registry
     from models.base import Context
     from models.features import precision
@@ -254,6 +255,8 @@ def _run(
         "train": len(category.train), "validation": len(category.validation), "test": len(category.test),
         "test_good": good, "test_anomalous": len(category.test) - good, "sizes": scored.sizes,
     }
+    if category.test[0].white_level != DEEP:
+        record["images"]["white_level"] = category.test[0].white_level
     record["weights"] = dict(weights.used)
     unasked = [
         f"--weights-for {tag}: no network of this unit asked for these weights"
@@ -264,8 +267,9 @@ def _run(
     log = dict(log or {})
     learnt, told = log.pop("marks", ()), log.pop("notes", ())  # what the training says of itself (models/nn/floor.py)
     record["training"], series = history.split(log)
+    found = (*(job.remarks or category.remarks), *scored.remarks)
     record["notes"] = [
-        *category.notes, *warnings, *told, *scored.notes, *remarks, *unasked, *(watch.notes() if watch else ()),
+        *category.notes, *found, *warnings, *told, *scored.notes, *remarks, *unasked, *(watch.notes() if watch else ()),
     ]
     record["features"] = _features(shared.features.stats)
     if job.config.precision != "float32":
@@ -275,7 +279,7 @@ def _run(
             record["notes"].append("precision tf32 changed nothing: the CPU computes in float32")
         if job.config.precision == "bf16" and not any("bf16" in remark for remark in remarks):
             record["notes"].append(f"precision {job.config.precision} changed nothing: no part of the method uses it")
-    record["marks"] = [*_marks(job, record["weights"], category.notes), *learnt]
+    record["marks"] = [*_marks(job, record["weights"], category.notes, found), *learnt]
     return record, {**scored.per_image, **scored.curves, **series}
 
 
@@ -287,7 +291,7 @@ def _features(stats: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _marks(job: Job, weights: dict[str, Any], notes: Sequence[str]) -> list[str]:
+def _marks(job: Job, weights: dict[str, Any], notes: Sequence[str], found: Sequence[str]) -> list[str]:
     """What every table must say beside this figure."""
     return [
         mark
@@ -295,6 +299,7 @@ def _marks(job: Job, weights: dict[str, Any], notes: Sequence[str]) -> list[str]
             ("untrained", any(value == "untrained" for value in weights.values())),
             ("other_weights", any(isinstance(value, dict) and value.get("substitute") for value in weights.values())),
             ("reduced", bool(notes)),
+            ("noted", bool(found)),
             ("short", job.config.short),
             ("modified", job.modified or job.textures == "embedded"),
         )

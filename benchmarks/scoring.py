@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 
 import datasets
 from benchmarks.metrics import Region, Scorer
+from benchmarks.metrics.regions import components
 from datasets.base import Category, Sample
 from models.base import Detector, Images, ModelError
 from models.nn.memory import in_parts
@@ -40,6 +42,7 @@ class Scored:
     read_s: float  # pictures and masks, in neither of the two
     precision_effect: dict[str, float] | None = None  # what a lower precision changes, see `_effect`
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()  # what the figures hang on, counted: tables mark it
 
 
 def score_test(
@@ -57,10 +60,12 @@ def score_test(
     Raises DatasetError for broken ground truth, MetricError for NaN or infinite scores, ModelError for wrong shapes.
     """
     loco = category.layout == "loco"
-    scorer = Scorer(loco=loco, threshold=detector.threshold, curve_points=CURVE_POINTS)
+    scorer = Scorer(loco=loco, threshold=detector.threshold, curve_points=CURVE_POINTS,
+                    unmasked=category.unmasked)
     rows: list[tuple[str, int, str, float, float]] = []
     effect = None
     sizes: set[tuple[int, int]] = set()
+    counted = Counter()
     own_score = False
     batch, first = detector.config.batch, 0
     spent = _Spent()
@@ -80,7 +85,9 @@ def score_test(
             score = float(scores[i]) if scores is not None else None
             own_score = own_score or score is not None
             with spent("read"):
-                truth = _truth(category, sample, size, detector, metric_size) if anomaly_map is not None else {}
+                truth: dict[str, Any] = {}
+                if anomaly_map is not None:
+                    truth = _truth(category, sample, size, detector, metric_size, counted)
                 if anomaly_map is not None and maps_dir is not None:
                     _keep(maps_dir / category.name / "test" / sample.name, anomaly_map, found.panels[i])
             with spent("metrics"):
@@ -97,6 +104,10 @@ def score_test(
     notes = ()
     if rows and len(set(scores_)) == 1:
         notes = ("every test picture got the same score",)
+    remarks = ()
+    if counted["vanished"]:
+        remarks = (f"{counted['vanished']} of {counted['regions']} ground-truth regions have no pixel left at the "
+                   f"metric size {metric_size} and are left out",)
     return Scored(
         metrics=result.metrics, undefined=result.undefined,
         per_image={
@@ -110,7 +121,7 @@ def score_test(
         image_score="method" if own_score else "max",
         sizes=f"{(s := next(iter(sizes)))[1]}x{s[0]}" if len(sizes) == 1 else "mixed",
         predict_s=spent["predict"], metrics_s=spent["metrics"], read_s=spent["read"], precision_effect=effect,
-        notes=notes,
+        notes=notes, remarks=remarks,
     )
 
 
@@ -212,24 +223,41 @@ def _predict(
 
 
 def _truth(
-    category: Category, sample: Sample, size: tuple[int, int], detector: Detector, metric_size: str | int
+    category: Category, sample: Sample, size: tuple[int, int], detector: Detector, metric_size: str | int,
+    counted: Counter[str],
 ) -> dict[str, Any]:
-    """The ground truth at the scored size, as the keyword that `Scorer.add` takes."""
+    """The ground truth at the scored size, as the keyword that `Scorer.add` takes.
+
+    counted: 'regions' and those that 'vanished', because no pixel of them is left at the scored size. A region is a
+    mask file in LOCO layout, and an 8-connected component of the mask in MVTec layout.
+    """
     if sample.label == 0:
         return {}
     truth = datasets.truth(category, sample, size)
+    if truth is None:
+        return {}
     if isinstance(truth, np.ndarray):
-        return {"mask": truth if metric_size == "original" else _scaled(truth > 0, detector, metric_size)}
+        if metric_size == "original":
+            return {"mask": truth}
+        numbers, count = components(truth > 0)
+        numbers = _scaled(numbers, detector, metric_size)
+        counted.update(regions=count, vanished=count - np.count_nonzero(np.unique(numbers)))
+        return {"mask": numbers > 0}
     regions = []
     for channel in truth:
-        mask, saturation = channel.mask, channel.defect.saturation_threshold
+        mask, saturation, relative = channel.mask, channel.defect.saturation_threshold, channel.defect.relative
         if metric_size != "original":
             mask = _scaled(mask, detector, metric_size)
-            if not channel.defect.relative:
-                # an absolute threshold is a count of pixels of the original picture
-                saturation *= mask.sum() / max(int(channel.mask.sum()), 1)
-        if mask.any():
-            regions.append(Region(mask, saturation, channel.defect.relative, channel.defect.name))
+            area = int(np.count_nonzero(mask))
+            counted.update(regions=1, vanished=int(not area))
+            if not area:
+                continue
+            # An absolute threshold is a count of pixels of the original picture; neither kind falls below one pixel.
+            if not relative:
+                saturation = max(round(saturation * area / int(np.count_nonzero(channel.mask))), 1)
+            elif int(saturation * area) < 1:
+                saturation, relative = 1, False
+        regions.append(Region(mask, saturation, relative, channel.defect.name))
     return {"regions": regions}
 
 

@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from shlex import quote as quoted
 from typing import Any
 from urllib.parse import quote
 
@@ -88,6 +89,7 @@ class Job:
     cache_size: int = 0
     time_limit: float = 0.0
     settings: dict[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()  # what was found in the category's files that figures hang on
 
     @property
     def key(self) -> str:
@@ -103,16 +105,16 @@ class Job:
         return digest(parts, 10)
 
     def command(self) -> str:
-        """The command that repeats this unit; paths are left for the reader to fill in."""
+        """The command that repeats this unit, quoted for a shell; paths are left for the reader to fill in."""
         parts = [
             "python run_benchmark.py run",
-            f"--methods {self.unit.spec}", f"--datasets {Path(self.source).name}",
-            f"--categories {self.unit.category}", f"--seeds {self.unit.seed}",
+            f"--methods {quoted(self.unit.spec)}", f"--datasets {quoted(Path(self.source).name)}",
+            f"--categories {quoted(self.unit.category)}", f"--seeds {self.unit.seed}",
             f"--metric-size {self.protocol.metric_size}",
             "--weights none" if self.weights == "none" else "--weights DIR" if self.weights != "auto" else "",
-            *(f"--weights-for {tag}={Path(file).name}" for tag, file, _ in self.weights_for),
+            *(f"--weights-for {quoted(f'{tag}={Path(file).name}')}" for tag, file, _ in self.weights_for),
             f"--textures {self.textures if self.textures == 'embedded' else 'DIR'}" if self.textures else "",
-            *(f"--set {key}={value}" for key, value in self.settings.items()),
+            *(f"--set {quoted(f'{key}={value}')}" for key, value in self.settings.items()),
         ]
         return " ".join(p for p in parts if p)
 

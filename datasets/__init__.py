@@ -44,19 +44,20 @@ def load(dataset: str, category: str, data_root: Path):
     """The `Category` of a dataset: its samples by split, with notes on departures from the official data."""
     from dataclasses import replace
 
-    from datasets.base import DatasetError
+    from datasets.base import DatasetError, composed
     from datasets.catalog import departures
     from datasets.images import picture_size
     from datasets.layouts import scan
     from datasets.sources import near, source
 
     found = source(dataset, Path(data_root))
+    category = composed(category)
     if category not in found.categories:
         raise DatasetError(
             f"{found.name} has no category {category!r} under {found.root}{near(category, found.categories)}; "
             f"it has {', '.join(found.categories)}"
         )
-    scanned = scan(found.name, category, found.categories[category])
+    scanned = scan(found.name, category, found.categories[category], white_level=found.white_level)
     return replace(scanned, notes=departures(scanned, picture_size(scanned.train[0].path)))
 
 
@@ -67,8 +68,15 @@ def truth(category, sample, size: tuple[int, int]):
     return read(category, sample, size)
 
 
+def examine(category, memory: Path | None = None, *, pictures: bool = True):
+    """Fingerprint, problems and remarks of a category; see `datasets.checking.examine`."""
+    from datasets.checking import examine as look
+
+    return look(category, memory, pictures=pictures)
+
+
 def fingerprint(category, memory: Path | None = None) -> str:
-    """sha256 over a category's files; see `datasets.layouts.fingerprint`."""
-    from datasets.layouts import fingerprint as compute
+    """sha256 over a category's files; see `datasets.checking.fingerprint`."""
+    from datasets.checking import fingerprint as compute
 
     return compute(category, memory)

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+SHOWN = 10  # problems spelt out in one message
+
 
 class DatasetError(ValueError):
     """Data missing or broken. The message names the path, what was looked for and what to do."""
+
+
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raise one DatasetError that lists all problems, one a line; nothing happens when there is none."""
+    if problems:
+        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        raise DatasetError("\n  ".join([*problems[:SHOWN], *more]))
+
+
+def composed(name: str) -> str:
+    """The name in composed Unicode (NFC): 'ä' may be one character or two, and both spell the same file."""
+    return unicodedata.normalize("NFC", name)
 
 
 @dataclass(frozen=True)
@@ -20,6 +36,7 @@ class Sample:
     path: Path
     kind: str
     masks: tuple[Path, ...] = ()  # MVTec AD: one file; LOCO: one file per region; good: none
+    white_level: int = 65535  # of 16-bit pictures: the value that becomes 255
 
     @property
     def label(self) -> int:
@@ -27,8 +44,8 @@ class Sample:
 
     @property
     def name(self) -> str:
-        """`<kind>/<file stem>`, unique within a split."""
-        return f"{self.kind}/{self.path.stem}"
+        """`<kind>/<file stem>`, unique within a split; composed Unicode, whatever the file system has."""
+        return f"{composed(self.kind)}/{composed(self.path.stem)}"
 
 
 @dataclass(frozen=True)
@@ -60,4 +77,7 @@ class Category:
     test: tuple[Sample, ...]
     defects: tuple[Defect, ...] = ()
     notes: tuple[str, ...] = ()  # departures from the official data ('test good: 40 of 94'): tables mark the figure
+    remarks: tuple[str, ...] = ()  # what was left out or read in a way worth knowing, counted: tables mark it too
+    unmasked: str = ""  # why no picture has a mask at all; then only image-level figures are made
+    blank: tuple[Path, ...] = ()  # masks of good pictures, which must be empty
     extras: dict[str, Any] = field(default_factory=dict)

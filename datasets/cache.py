@@ -170,7 +170,7 @@ def _decoded(samples: Sequence[Sample]) -> Iterator[tuple[np.ndarray, list[int]]
             stamp = _stamp(sample.path)
         except OSError as error:
             raise DatasetError(f"{sample.path}: cannot be read ({error.strerror})") from error
-        return decode(sample.path), stamp
+        return decode(sample.path, sample.white_level), stamp
 
     with ThreadPoolExecutor(THREADS) as pool:
         ahead: deque = deque()

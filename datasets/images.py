@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from PIL import Image, UnidentifiedImageError
 
 from datasets.base import DatasetError, Sample
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff"})  # in any case
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # nothing else is tried: other decoders are no one's need and a risk
+DEEP = 65535  # white of 16-bit pictures, unless a dataset sets another level
 MAX_PIXELS = 89_000_000  # a larger header is taken for a decompression bomb; Pillow's own bound is just above
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -28,22 +30,38 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        data = path.read_bytes()
+def open_image(path: Path, data: bytes | None = None) -> Image.Image:
+    """The decoded file; `data`: its content, where it has been read already. Raises DatasetError naming it."""
+    data = read(path) if data is None else data
+    with _named(path):
         _check_png(data)
+        image = header(path, data)
+        image.load()
+        return image
+
+
+def header(path: Path, data: bytes) -> Image.Image:
+    """The file opened, its pixels not decoded yet. Raises DatasetError naming it."""
+    with _named(path):
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
         if not width * height:
             raise ValueError("no pixels")
-        image.load()
+        pages = getattr(image, "n_frames", 1) if image.format in ("TIFF", "PNG") else 1
+        if pages > 1:
+            raise DatasetError(f"{path}: holds {pages} pages or frames; save the one that counts as a file of its own")
         return image
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file") from None
-    except (PermissionError, IsADirectoryError) as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Whatever a decoder raises, as a DatasetError that names the file."""
+    try:
+        yield
+    except DatasetError:
+        raise
     except Image.DecompressionBombError as error:
         raise DatasetError(f"{path}: refused as too large ({error})") from error
     except UnidentifiedImageError as error:
@@ -66,20 +84,36 @@ def _check_png(data: bytes) -> None:
         at = end + 4
 
 
-def decode(path: Path) -> np.ndarray:
+def decode(path: Path, white_level: int = DEEP) -> np.ndarray:
     """The picture as uint8 [H, W, 3].
 
-    Grey is repeated over three channels; 16 bit is divided by 257; a palette is looked up; alpha is dropped, not
-    blended, since inspection pictures carry no meaning in it; an EXIF orientation is left as stored, because masks are.
-    Raises DatasetError naming the file when it is absent, no picture, damaged, absurdly large or of floats.
+    Grey is repeated over three channels; a palette is looked up; alpha is dropped, not blended, since inspection
+    pictures carry no meaning in it; an EXIF orientation is left as stored, because masks are. 16 bit is scaled so that
+    `white_level` becomes 255: 65535 divides by 257, 4095 suits a camera of 12 bits.
+    Raises DatasetError naming the file when it is absent, no picture, damaged, absurdly large, of floats, of several
+    pages, or brighter than the white level.
     """
-    return _rgb(path, _open(path))
+    data = read(path)
+    image = open_image(path, data)
+    deep = deep_colour(path, data, image) if white_level != DEEP else None
+    if deep is not None:
+        return _scaled(path, deep, white_level)
+    return _rgb(path, image, white_level)
 
 
-def _rgb(path: Path, image: Image.Image) -> np.ndarray:
+def read(path: Path) -> bytes:
+    """The file's content; DatasetError naming it when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _rgb(path: Path, image: Image.Image, white_level: int = DEEP) -> np.ndarray:
     if image.mode.startswith("I"):
-        grey = np.rint(_deep(path, image) / 257).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
+        return np.repeat(_scaled(path, deep_grey(path, image), white_level)[..., None], 3, axis=2)
     if image.mode == "F":
         raise DatasetError(f"{path}: holds floats, whose range nobody states; convert it to 8 or 16 bit")
     try:
@@ -90,33 +124,36 @@ def _rgb(path: Path, image: Image.Image) -> np.ndarray:
         raise DatasetError(f"{path}: mode {image.mode} cannot be read as RGB ({error}); convert it") from error
 
 
-def _deep(path: Path, image: Image.Image) -> np.ndarray:
+def _scaled(path: Path, values: np.ndarray, white_level: int) -> np.ndarray:
+    if values.max() > white_level:
+        raise DatasetError(f"{path}: value {values.max()} is above the white level {white_level}; set a higher one")
+    return np.rint(values * (255 / white_level)).astype(np.uint8) if white_level != DEEP else (
+        np.rint(values / 257).astype(np.uint8))
+
+
+def deep_grey(path: Path, image: Image.Image) -> np.ndarray:
     """Grey of more than 8 bit as int64 [H, W], 0 to 65535."""
     values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
+    if values.min() < 0 or values.max() > DEEP:
         raise DatasetError(f"{path}: values from {values.min()} to {values.max()} do not fit 16 bit; convert it")
     return values
 
 
-def decode_mask(path: Path) -> np.ndarray:
-    """Mask values as stored, uint8 [H, W].
-
-    16 bit above 255 is divided by 257, a colour mask gives the largest of its channels, and a JPEG, whose values are
-    blurred, is cut at half. Of a palette the colours count where they are grey (a tool made a grey file smaller), else
-    the indices. Raises DatasetError as `decode` does.
-    """
-    image = _open(path)
-    if image.mode == "L" and image.format != "JPEG":
-        return np.array(image)
-    if image.mode == "P":
-        indices, colours = np.array(image), _rgb(path, image)
-        grey = (colours == colours[..., :1]).all()
-        return colours[..., 0].copy() if grey else indices
+def deep_colour(path: Path, data: bytes, image: Image.Image) -> np.ndarray | None:
+    """Colour of 16 bit as uint16 [H, W, 3], of which Pillow keeps the upper byte; None for all other files."""
+    tiff = getattr(image, "tag_v2", {}).get(258, ())
+    if not (data.startswith(PNG) and data[24] == 16 and data[25] in (2, 4, 6)) and 16 not in tuple(tiff)[:1]:
+        return None
     if image.mode.startswith("I"):
-        values = _deep(path, image)
-        return (values if values.max() <= 255 else np.rint(values / 257)).astype(np.uint8)
-    values = _rgb(path, image).max(axis=2)
-    return np.where(values > 127, 255, 0).astype(np.uint8) if image.format == "JPEG" else values
+        return None
+    import cv2
+
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.dtype != np.uint16:
+        raise DatasetError(f"{path}: 16-bit colour that cannot be read; convert it to an 8- or 16-bit RGB PNG")
+    if values.ndim == 2 or values.shape[2] < 3:  # grey with alpha
+        values = np.repeat(values.reshape(*values.shape[:2], -1)[..., :1], 3, axis=2)
+    return values[..., 2::-1]
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -140,4 +177,5 @@ class Pictures(Sequence[np.ndarray]):
     def __getitem__(self, index):  # type: ignore[override]
         if isinstance(index, slice):
             return type(self)(self.samples[index])
-        return decode(self.samples[index].path)
+        sample = self.samples[index]
+        return decode(sample.path, sample.white_level)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from os.path import isdir  # unlike Path.is_dir it has no error for absurd names
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from datasets.base import DatasetError
+from datasets.base import DatasetError, composed
 from datasets.catalog import OFFICIAL
+from datasets.images import DEEP
 from datasets.layouts import folders, is_category
 
-YAML_KEYS = {"name", "root", "categories"}
+YAML_KEYS = {"name", "root", "categories", "white_level"}
 
 
 class Source(NamedTuple):
@@ -21,6 +23,7 @@ class Source(NamedTuple):
     name: str
     root: Path
     categories: dict[str, Path]
+    white_level: int = DEEP
 
 
 def near(word: str, known: Iterable[str]) -> str:
@@ -73,7 +76,7 @@ def source(dataset: str, data_root: Path) -> Source:
 def _categories(root: Path, official: dict | None) -> dict[str, Path]:
     """Folders that look like categories; for a public dataset only its own names."""
     return {
-        f.name: f for f in folders(root) if is_category(f) and (official is None or f.name in official)
+        composed(f.name): f for f in folders(root) if is_category(f) and (official is None or f.name in official)
     }
 
 
@@ -81,7 +84,8 @@ def _from_yaml(path: Path) -> Source:
     import yaml
 
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # BaseLoader: every scalar is a text, so that a category 01 stays 01
+        raw = yaml.load(path.read_text(encoding="utf-8-sig"), yaml.BaseLoader)
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file; it should name a dataset: name, root, categories") from None
     except Exception as error:  # besides YAMLError, odd scalars raise ValueError, KeyError, IndexError and others
@@ -91,7 +95,7 @@ def _from_yaml(path: Path) -> Source:
     unknown = sorted(str(k) for k in set(raw) - YAML_KEYS)
     if unknown:
         hint = near(unknown[0], YAML_KEYS)
-        raise DatasetError(f"{path}: unknown key {unknown[0]!r}{hint}; keys: name, root, categories")
+        raise DatasetError(f"{path}: unknown key {unknown[0]!r}{hint}; keys: {', '.join(sorted(YAML_KEYS))}")
     name, root = raw["name"], Path(raw["root"])
     if name in OFFICIAL or not name or name != Path(name).name or name in (".", ".."):
         raise DatasetError(f"{path}: name {name!r} is taken or no plain word; give your dataset a name of its own")
@@ -103,10 +107,22 @@ def _from_yaml(path: Path) -> Source:
     if wanted is not None:
         if not isinstance(wanted, list) or not all(isinstance(c, str) for c in wanted):
             raise DatasetError(f"{path}: categories must be a list of folder names")
+        wanted = [composed(c) for c in wanted]
         for category in wanted:
             if category not in found:
                 raise DatasetError(f"{path}: no category {category!r} under {root}{near(category, found)}")
         found = {c: found[c] for c in wanted}
     if not found:
         raise DatasetError(f"{path}: no category under {root}; looked for {root}/<category>/train/good")
-    return Source(name, root, found)
+    return Source(name, root, found, _white_level(path, raw.get("white_level", str(DEEP))))
+
+
+def _white_level(path: Path, text: Any) -> int:
+    if not isinstance(text, str) or not re.fullmatch(r"\d{1,5}", text) or not 255 <= int(text) <= DEEP:
+        raise DatasetError(f"{path}: white_level {text!r} is no whole number from 255 to {DEEP}; 4095 suits 12 bits")
+    return int(text)
+
+
+def name_of(dataset: str) -> str:
+    """The name under which records of a dataset are kept: that within a YAML file, else the name itself."""
+    return _from_yaml(Path(dataset)).name if dataset.endswith((".yaml", ".yml")) else dataset

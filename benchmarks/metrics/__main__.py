@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 from benchmarks.metrics import LIMITS, VERSION
-from benchmarks.metrics.files import categories, score, unscored
+from benchmarks.metrics.files import categories, find, score
 from benchmarks.metrics.ranks import MetricError
+from datasets.base import DatasetError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,13 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
             raise MetricError(f"--categories: no maps for {', '.join(unknown)}; there are {', '.join(names)}")
         report = {"metric_version": VERSION, "categories": {}}
         for name in args.categories or names:
-            missing = unscored(args.maps, args.dataset, name)
+            found = find(args.maps, args.dataset, name)
+            missing = found.unscored
             if missing:
                 print(f"warning: {name}: {len(missing)} pictures have no map, first {missing[0]}", file=sys.stderr)
-            scores = score(
-                args.maps,
-                args.dataset,
-                name,
+            scores, remarks = score(
+                found,
                 limits=args.limits,
                 threshold=args.threshold,
                 pixel_threshold=args.pixel_threshold,
@@ -51,10 +51,13 @@ def main(arguments: list[str] | None = None) -> int:
                 memory_limit=None if args.memory_mb is None else args.memory_mb << 20,
                 scratch=args.scratch,
             )
+            for remark in remarks:
+                print(f"warning: {name}: {remark}", file=sys.stderr)
             report["categories"][name] = {
                 "metrics": scores.metrics,
                 "undefined": scores.undefined,
                 "facts": scores.facts | {"pictures_without_map": len(missing)},
+                "notes": list(remarks),
             }
             if args.curves:
                 report["categories"][name]["curves"] = {
@@ -66,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
             args.out.write_text(text + "\n", encoding="utf-8")
         else:
             print(text)
-    except (MetricError, OSError) as error:
+    except (MetricError, DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

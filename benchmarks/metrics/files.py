@@ -1,33 +1,39 @@
-"""Reads anomaly maps and MVTec ground truth from disk, for the stand-alone command.
+"""Reads anomaly maps from disk for the stand-alone command, and their ground truth as every run reads it (`datasets`).
 
-Maps: `<maps>/<category>/test/<type>/<name>.tiff|tif|npy`. Ground truth: MVTec AD
-`<dataset>/<category>/ground_truth/<type>/<name>_mask.png`, or, where the category has a `defects_config.json`, MVTec
-LOCO AD `<dataset>/<category>/ground_truth/<type>/<name>/*.png`.
+Maps: `<maps>/<category>/test/<type>/<name>.tiff|tif|npy`. The dataset: `<dataset>/<category>/ground_truth/...` as MVTec
+AD and MVTec LOCO AD ship it; where its test pictures are there too, maps are held against them.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+import datasets
 from benchmarks.metrics.ranks import MetricError
 from benchmarks.metrics.regions import Region
-from benchmarks.metrics.scorer import TYPES, Scorer, Scores
+from benchmarks.metrics.scorer import Scorer, Scores
+from datasets.base import Category, Sample, composed, raise_problems
+from datasets.images import picture_size
+from datasets.layouts import scan, scan_truth
 
 MAPS = (".tiff", ".tif", ".npy")
-MASKS = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
-class Defect:
-    name: str
-    saturation: float
-    relative: bool
+class Found:
+    """Maps in the order of the test pictures, and the pictures that have none.
+
+    category: the test pictures that have a map; without pictures in the dataset, samples named after the maps.
+    """
+
+    category: Category
+    maps: tuple[Path, ...]
+    unscored: tuple[Path, ...]
+    pictures: bool  # whether the dataset has its test pictures
 
 
 def categories(maps: Path, dataset: Path) -> list[str]:
@@ -39,28 +45,67 @@ def categories(maps: Path, dataset: Path) -> list[str]:
     if not names:
         raise MetricError(f"{maps}: no folder <category>/test below it; give the folder that holds the categories")
     for name in names:
-        if not (dataset / name).is_dir():
+        if not _folder(dataset, name).is_dir():
             raise MetricError(f"{dataset / name}: missing; the maps hold the category {name!r}, the dataset does not")
     return names
 
 
-def score(maps: Path, dataset: Path, category: str, **options: Any) -> Scores:
-    """Scores of one category; the image score is the maximum of the map. options: see `Scorer`."""
-    root = dataset / category
-    config = root / "defects_config.json"
-    defects = read_defects(config) if config.is_file() else None
-    scorer = Scorer(loco=defects is not None, **options)
-    for kind, path in find_maps(maps / category / "test"):
+def _folder(dataset: Path, name: str) -> Path:
+    """The category's folder, however its name spells an accent."""
+    same = (p for p in dataset.iterdir() if composed(p.name) == composed(name))
+    return dataset / name if (dataset / name).is_dir() else next(same, dataset / name)
+
+
+def find(maps: Path, dataset: Path, name: str) -> Found:
+    """The maps of a category with their ground truth. Raises MetricError and DatasetError that name the files."""
+    root = _folder(dataset, name)
+    held = {(composed(kind), composed(path.stem)): path for kind, path in find_maps(maps / name / "test")}
+    if (root / "test").is_dir():
+        category = scan(dataset.name, name, root, training=False)
+        by_name = {(composed(s.kind), composed(s.path.stem)): s for s in category.test}
+        foreign = [path for key, path in held.items() if key not in by_name]
+        if foreign:
+            raise MetricError(f"{foreign[0]}: a map of no picture in {root / 'test'} ({len(foreign)} such); remove it")
+        chosen = {key: sample for key, sample in by_name.items() if key in held}
+        missing = tuple(s.path for key, s in by_name.items() if key not in held)
+        test, paths = tuple(chosen.values()), tuple(held[key] for key in chosen)
+        return Found(_with(category, test), paths, missing, True)
+    category = scan_truth(dataset.name, name, root, [(kind, path) for (kind, _), path in held.items()])
+    return Found(category, tuple(held.values()), (), False)
+
+
+def _with(category: Category, test: tuple[Sample, ...]) -> Category:
+    from dataclasses import replace
+
+    return replace(category, test=test)
+
+
+def score(found: Found, **options: Any) -> tuple[Scores, tuple[str, ...]]:
+    """Scores of one category, and remarks on its files; the image score is the maximum of the map.
+
+    options: see `Scorer`. Raises MetricError and DatasetError that name the file.
+    """
+    category = found.category
+    examined = datasets.examine(category, pictures=found.pictures)
+    raise_problems(examined.problems)
+    scorer = Scorer(loco=category.layout == "loco", unmasked=category.unmasked, **options)
+    for sample, path in zip(category.test, found.maps, strict=True):
         anomaly_map = read_map(path)
+        size = picture_size(sample.path)[::-1] if found.pictures else anomaly_map.shape
+        if anomaly_map.shape != size:
+            raise MetricError(f"{path}: the map has shape {anomaly_map.shape}, its picture {sample.path} {size}; maps "
+                              "are scored at the size of their pictures")
         item: dict[str, Any] = {}
-        truth = root / "ground_truth" / kind
-        if kind != "good" and defects is None:
-            item["mask"] = read_mask(find_mask(truth, path.stem))
-        elif kind != "good":
-            item["regions"] = read_regions(truth / path.stem, defects)
+        truth = datasets.truth(category, sample, size) if sample.label else None
+        if isinstance(truth, np.ndarray):
+            item["mask"] = truth
+        elif truth is not None:
+            item["regions"] = [
+                Region(c.mask, c.defect.saturation_threshold, c.defect.relative, c.defect.name) for c in truth
+            ]
         name = str(path)  # so that every error says which file
-        scorer.add(name, label=int(kind != "good"), kind=kind, anomaly_map=anomaly_map, score=None, **item)
-    return scorer.result()
+        scorer.add(name, label=sample.label, kind=sample.kind, anomaly_map=anomaly_map, score=None, **item)
+    return scorer.result(), examined.remarks
 
 
 def find_maps(test: Path) -> list[tuple[str, Path]]:
@@ -71,20 +116,18 @@ def find_maps(test: Path) -> list[tuple[str, Path]]:
         for path in sorted(folder.iterdir()):
             if path.suffix.lower() not in MAPS or path.name.startswith("."):
                 continue
-            if path.stem in held:
-                raise MetricError(f"{path}: a second map for the same image, beside {held[path.stem].name}")
-            held[path.stem] = path
+            if path.is_symlink() and not path.exists():
+                raise MetricError(f"{path}: a link whose target is missing")
+            other = held.setdefault(composed(path.stem), path)
+            if other != path:
+                raise MetricError(f"{path}: a second map for the same image, beside {other.name}")
         out += [(folder.name, path) for path in held.values()]
+        nested = [p for p in folder.rglob("*") if p.parent != folder and p.suffix.lower() in MAPS]
+        if nested:
+            raise MetricError(f"{nested[0]}: a map one folder too deep; expected <type>/<name>{nested[0].suffix}")
     if not out:
         raise MetricError(f"{test}: no maps; expected <type>/<name>.tiff or .npy")
     return out
-
-
-def unscored(maps: Path, dataset: Path, category: str) -> list[Path]:
-    """Test pictures of the dataset, if it has them, without a map."""
-    held = {(kind, path.stem) for kind, path in find_maps(maps / category / "test")}
-    pictures = sorted(p for p in (dataset / category / "test").glob("*/*") if p.suffix.lower() in MASKS)
-    return [p for p in pictures if (p.parent.name, p.stem) not in held and not p.name.startswith(".")]
 
 
 def read_map(path: Path) -> np.ndarray:
@@ -104,63 +147,3 @@ def read_map(path: Path) -> np.ndarray:
     if scores.ndim != 2:
         raise MetricError(f"{path}: an anomaly map of shape {scores.shape}; expected one channel [H, W]")
     return scores
-
-
-def find_mask(folder: Path, stem: str) -> Path:
-    for suffix in MASKS:
-        for name in (f"{stem}_mask{suffix}", f"{stem}{suffix}"):
-            if (folder / name).is_file():
-                return folder / name
-    raise MetricError(f"{folder / (stem + '_mask.png')}: no ground truth for the map {folder.name}/{stem}")
-
-
-def read_mask(path: Path) -> np.ndarray:
-    """[H, W] of numbers."""
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image)
-    except Exception as error:
-        raise MetricError(f"{path}: cannot be read as a mask: {error}") from error
-    if pixels.ndim == 3:  # saved with colours or opacity: all colour channels say the same
-        colours = pixels[..., : 1 if pixels.shape[2] == 2 else 3]
-        if (colours != colours[..., :1]).any():
-            raise MetricError(f"{path}: a mask with colours; expected one channel")
-        pixels = colours[..., 0]
-    return pixels
-
-
-def read_defects(path: Path) -> dict[int, Defect]:
-    """What each pixel value of the ground truth means."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        defects = {
-            int(e["pixel_value"]): Defect(
-                str(e["defect_name"]), float(e["saturation_threshold"]), bool(e["relative_saturation"])
-            )
-            for e in entries
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MetricError(f"{path}: not a list of defects ({type(error).__name__}: {error})") from error
-    if len(defects) != len(entries):
-        raise MetricError(f"{path}: a pixel value has two entries")
-    return defects
-
-
-def read_regions(folder: Path, defects: dict[int, Defect]) -> list[Region]:
-    """One region per file of a LOCO ground truth folder."""
-    if folder.parent.name not in TYPES:
-        raise MetricError(f"{folder.parent.name}: not a type of MVTec LOCO AD; expected good, {', '.join(TYPES)}")
-    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in MASKS) if folder.is_dir() else []
-    if not paths:
-        raise MetricError(f"{folder}: no ground truth files")
-    regions = []
-    for path in paths:
-        pixels = read_mask(path)
-        values = [int(v) for v in np.unique(pixels) if v]
-        if len(values) != 1 or values[0] not in defects:
-            raise MetricError(
-                f"{path}: pixel values {values or [0]}; expected exactly one of {sorted(defects)} besides 0"
-            )
-        defect = defects[values[0]]
-        regions.append(Region(pixels > 0, defect.saturation, defect.relative, defect.name))
-    return regions

@@ -60,6 +60,7 @@ class Scorer:
     curve_points: > 0 for curves thinned to at most so many points.
     threshold: for accuracy, TPR, TNR and F1 of the image scores; a score strictly greater is anomalous.
     pixel_threshold: the same for PRO and IoU of the maps.
+    unmasked: why no image has a ground truth, in words; it then stands as the reason of all pixel metrics.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Scorer:
         curve_points: int = 0,
         threshold: float | None = None,
         pixel_threshold: float | None = None,
+        unmasked: str = "",
     ) -> None:
         if not all(0 < limit <= 1 for limit in limits):
             raise MetricError(f"limits must lie in (0, 1], got {tuple(limits)}")
@@ -92,6 +94,7 @@ class Scorer:
         self._images: list[tuple[str, int, str, float | None, float | None]] = []
         self._names: set[str] = set()
         self._unmasked: dict[str, str] = {}
+        self._why_unmasked = unmasked
         self._pixels = {"background": 0, "anomalous": 0}
         self._shares: list[float] = []  # at pixel_threshold: hit share by region
         self._confusion = np.zeros(3, np.int64)  # at pixel_threshold: true positive, false positive, false negative
@@ -105,14 +108,15 @@ class Scorer:
         anomaly_map: np.ndarray | None,
         score: float | None,
         mask: np.ndarray | None = None,
-        regions: Sequence[Region] = (),
+        regions: Sequence[Region] | None = None,
     ) -> None:
         """One test image.
 
         label: 0 good, 1 anomalous. kind: folder name of the image; LOCO: 'good', 'logical_anomalies' or
         'structural_anomalies'. anomaly_map: [H, W], any real type, higher is more anomalous; torch tensors are ranked
         on their device, where memory_limit does not hold. score: image score, or None for the maximum of the map.
-        mask: [H, W], > 0 is anomalous (AD). regions: one per ground-truth file (LOCO).
+        mask: [H, W], > 0 is anomalous (AD). regions: one per ground-truth file (LOCO). An anomalous image has one of
+        the two; none of its pixels being marked (regions: ()), as at a reduced size, makes them all background.
         Raises MetricError that names the image.
         """
         self._check(name, label, kind, anomaly_map, score)
@@ -182,11 +186,12 @@ class Scorer:
             self._shares.extend(np.bincount(ids, weights=self._over(hits), minlength=len(areas)) / areas)
         self._confuse(scores, truth)
 
-    def _add_loco(self, name: str, label: int, kind: str, scores: Any, regions: Sequence[Region]) -> None:
+    def _add_loco(self, name: str, label: int, kind: str, scores: Any, regions: Sequence[Region] | None) -> None:
         if not label and regions:
             raise MetricError(f"{name}: a good image with regions")
-        if label and not regions:
+        if label and regions is None:
             self._unmasked.setdefault(kind, name)
+        regions = regions or ()
         truths = [check_mask(name, region.mask, tuple(scores.shape)) for region in regions]
         areas = [int(np.count_nonzero(truth)) for truth in truths]
         sizes = [saturation_area(name, region, area) for region, area in zip(regions, areas, strict=True)]
@@ -303,7 +308,7 @@ class Scorer:
         for which, block in self._ranks.blocks():
             rates[which].add(block)
         missing = next(iter(self._unmasked.values()), None)
-        why = None if missing is None else f"no ground truth for the anomalous image {missing}"
+        why = None if missing is None else self._missing(missing)
         for key, value in rates[0].metrics("pixel").items():
             reason = why or rates[0].why()
             out.put(key, None if reason else value, reason)
@@ -324,7 +329,7 @@ class Scorer:
             chosen = [i for i, r in enumerate(self._regions) if r.kind == kind]
             kinds[kind] = rates[row].why(f"{short} ")
             if kind in self._unmasked:
-                kinds[kind] = f"no ground truth for the anomalous image {self._unmasked[kind]}"
+                kinds[kind] = self._missing(self._unmasked[kind])
             # without a saturating pixel there are no positives either; the cause says more
             reasons[kind] = self._unsaturated(chosen) or kinds[kind]
             for column, limit in enumerate(self.limits):
@@ -346,6 +351,9 @@ class Scorer:
                 value = None if reason else _mean(areas[chosen, column])
                 out.put(f"auspro@{limit:g}/defect:{name}", value, reason)
         return reasons
+
+    def _missing(self, image: str) -> str:
+        return self._why_unmasked or f"no ground truth for the anomalous image {image}"
 
     def _unsaturated(self, chosen: list[int]) -> str | None:
         """Why the overlap of one of the regions is undefined, or None."""

@@ -109,9 +109,12 @@ class Preprocess:
         return found
 
     def mask(self, mask: np.ndarray) -> np.ndarray:
-        """Ground truth bool [H, W] at the network's input: nearest resize and the same crop (`--metric-size model`)."""
+        """Ground truth at the network's input: nearest resize and the same crop (`--metric-size model`).
+
+        bool [H, W], or whole numbers below 2^24, such as those of regions; the type stays.
+        """
         x = torch.from_numpy(np.ascontiguousarray(mask)).float()[None, None]
         size = self._resize(*mask.shape)
-        x = F.interpolate(x, size, mode="nearest-exact")[0, 0] > 0.5
+        x = F.interpolate(x, size, mode="nearest-exact")[0, 0]
         top, left, h, w = self._box(size)
-        return x[top : top + h, left : left + w].numpy()
+        return x[top : top + h, left : left + w].numpy().astype(mask.dtype)

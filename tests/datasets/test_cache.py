@@ -14,8 +14,9 @@ from PIL import Image
 from datasets import cache
 from datasets.base import DatasetError, Sample
 from datasets.cache import SUFFIX, CachedPictures, cached
+from datasets.checking import fingerprint
 from datasets.images import Pictures
-from datasets.layouts import fingerprint, scan
+from datasets.layouts import scan
 from tests.conftest import make_mvtec
 from tests.datasets.conftest import put
 
@@ -40,7 +41,7 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that the cache decoded."""
     seen: list[Path] = []
     real = cache.decode
-    monkeypatch.setattr(cache, "decode", lambda path: seen.append(path) or real(path))
+    monkeypatch.setattr(cache, "decode", lambda path, *level: seen.append(path) or real(path, *level))
     return seen
 
 
@@ -226,7 +227,7 @@ def test_a_run_that_stops_in_the_middle_leaves_nothing(mvtec: Path, tmp_path: Pa
 def _build(root: Path, folder: Path, start, out) -> None:
     count = []
     real = cache.decode
-    cache.decode = lambda path: count.append(path) or real(path)
+    cache.decode = lambda path, level: count.append(path) or real(path)
     samples, print_ = samples_of(root)
     start.wait()
     pictures, warning = cached(samples, print_, folder, BOUND)

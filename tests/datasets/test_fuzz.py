@@ -15,8 +15,9 @@ from PIL import Image
 
 import datasets
 from datasets.base import DatasetError
-from datasets.images import decode, decode_mask, picture_size
+from datasets.images import decode, picture_size
 from datasets.layouts import scan
+from datasets.masks import decode_mask
 from tests.datasets.conftest import DEFECTS
 
 COUNT = 150  # broken files of each form

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from datasets.base import DatasetError
-from datasets.images import MAX_PIXELS, decode, decode_mask, is_picture, picture_size
+from datasets.images import MAX_PIXELS, decode, is_picture, picture_size
+from datasets.masks import decode_mask
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (7, 5, 3), dtype=np.uint8)
@@ -155,41 +157,33 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path, width: int, height: int
         decode(tmp_path / "a.png")
 
 
-def test_masks_keep_their_values(tmp_path: Path) -> None:
-    values = np.zeros((6, 6), np.uint8)
-    values[1:3, 1:3], values[3:5, 2:5], values[0, 5] = 253, 254, 255
-    for suffix in (".png", ".bmp", ".tif"):
-        Image.fromarray(values).save(tmp_path / f"a{suffix}")
-        assert np.array_equal(decode_mask(tmp_path / f"a{suffix}"), values)
-    for name, image in {
-        "rgb": Image.fromarray(values).convert("RGB"), "la": Image.fromarray(values).convert("LA"),
-        "rgba": Image.fromarray(values).convert("RGBA"), "deep": Image.fromarray(values.astype(np.uint16)),
-        "scaled": Image.fromarray(values.astype(np.uint16) * 257),
-        "red": Image.fromarray(np.stack([values, values * 0, values * 0], 2)),
-    }.items():
-        image.save(tmp_path / f"{name}.png")
-        assert np.array_equal(decode_mask(tmp_path / f"{name}.png"), values), name
+def test_a_white_level_keeps_the_levels_of_fewer_bits(tmp_path: Path) -> None:
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert len(np.unique(decode(tmp_path / "a.png"))) == 17
+    out = decode(tmp_path / "a.png", 4095)
+    assert len(np.unique(out)) == 256 and np.array_equal(out[..., 0], np.rint(values / 4095 * 255))
+    with pytest.raises(DatasetError, match="value 4095 is above the white level 4000"):
+        decode(tmp_path / "a.png", 4000)
+    assert np.array_equal(decode(_grey8(tmp_path / "b.png"), 4095), GREY3)  # 8 bit has no other white
 
 
-def test_palette_masks(tmp_path: Path) -> None:
-    indices = np.zeros((4, 4), np.uint8)
-    indices[1:3, 1:3] = 1
-    grey = Image.fromarray(indices, "P")  # as an optimiser stores a grey mask of 0 and 253
-    grey.putpalette([0, 0, 0, 253, 253, 253])
-    grey.save(tmp_path / "grey.png")
-    assert np.array_equal(decode_mask(tmp_path / "grey.png"), indices * 253)
-    indices[1:3, 1:3] = 253
-    colour = Image.fromarray(indices, "P")  # as a labelling tool stores classes: index 253 drawn in some colour
-    colour.putpalette([0, 0, 0] * 253 + [10, 200, 30] + [0, 0, 0] * 2)
-    colour.save(tmp_path / "colour.png")
-    assert np.array_equal(decode_mask(tmp_path / "colour.png"), indices)
+def _grey8(path: Path) -> Path:
+    Image.fromarray(GREY).save(path)
+    return path
 
 
-def test_one_bit_and_jpeg_masks(tmp_path: Path) -> None:
-    shape = np.zeros((32, 32), bool)
-    shape[9:23, 5:17] = True
-    Image.fromarray(shape).save(tmp_path / "a.png")
-    Image.fromarray((shape * 255).astype(np.uint8)).save(tmp_path / "a.jpg", quality=60)
-    assert np.array_equal(decode_mask(tmp_path / "a.png"), shape * 255)
-    assert np.array_equal(decode_mask(tmp_path / "a.jpg"), shape * 255)
-    assert len(np.unique(decode(tmp_path / "a.jpg"))) > 2  # the file itself holds blurred values
+def test_a_white_level_in_16_bit_colour(tmp_path: Path) -> None:
+    deep = RGB.astype(np.uint16) * 16
+    _png(tmp_path / "a.png", 5, 7, 16, 2, b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep))
+    tifffile.imwrite(tmp_path / "a.tif", deep, photometric="rgb")
+    for name in ("a.png", "a.tif"):
+        assert np.array_equal(decode(tmp_path / name, 4080), RGB)
+
+
+def test_several_pages_are_refused(tmp_path: Path) -> None:
+    first = Image.fromarray(GREY)
+    first.save(tmp_path / "a.tif", save_all=True, append_images=[first, first])
+    for read in (decode, decode_mask):
+        with pytest.raises(DatasetError, match="holds 3 pages"):
+            read(tmp_path / "a.tif")

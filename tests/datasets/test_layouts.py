@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 import datasets
-from datasets import layouts
+from datasets import checking as examining
 from datasets.base import DatasetError
+from datasets.checking import examine, fingerprint
 from datasets.images import Pictures
-from datasets.layouts import fingerprint, layout_of, scan, truth
+from datasets.layouts import layout_of, scan, truth
 from tests.datasets.conftest import DEFECTS, put
 
 
@@ -108,19 +109,27 @@ def test_a_category_of_good_or_of_anomalous_pictures_only_is_read(mvtec: Path) -
 
 
 @pytest.mark.parametrize(("value", "words"), [
-    (None, "000_mask.png is missing"),
     (np.zeros((40, 48), np.uint8), "the mask is empty"),
     (np.full((20, 24), 255, np.uint8), "the mask is 24x20, its picture 000.png is 48x40"),
 ])
-def test_broken_masks_in_mvtec_layout(mvtec: Path, value: np.ndarray | None, words: str) -> None:
-    path = mvtec / "ground_truth/spot/000_mask.png"
-    path.unlink()
-    if value is not None:
-        put(path, value)
+def test_broken_masks_in_mvtec_layout(mvtec: Path, value: np.ndarray, words: str) -> None:
+    path = put(mvtec / "ground_truth/spot/000_mask.png", value)
     category = scan("own", "nut", mvtec)
     with pytest.raises(DatasetError, match=words) as caught:
         truth(category, category.test[4], (40, 48))
     assert str(path) in str(caught.value)
+    assert examine(category).problems == (str(caught.value),)  # known before anything is trained
+
+
+def test_missing_masks_are_listed_together_with_the_nearest_name(mvtec: Path) -> None:
+    folder = mvtec / "ground_truth/spot"
+    (folder / "000_mask.png").rename(folder / "000_Mask.png")
+    (folder / "002_mask.png").unlink()
+    with pytest.raises(DatasetError) as caught:
+        scan("own", "nut", mvtec)
+    first, second = str(caught.value).splitlines()
+    assert "spot/000.png: its mask" in first and first.endswith("000_mask.png is missing; there is 000_Mask.png")
+    assert "spot/002.png: its mask" in second
 
 
 def test_a_mask_that_is_no_picture(mvtec: Path) -> None:
@@ -153,9 +162,8 @@ def test_broken_masks_in_loco_layout(loco: Path, mask: np.ndarray, words: str) -
 
 def test_a_loco_picture_without_mask_files(loco: Path) -> None:
     shutil.rmtree(loco / "ground_truth/logical_anomalies/001")
-    category = scan("own", "tray", loco)
     with pytest.raises(DatasetError, match=r"001/000.png is missing"):
-        truth(category, next(s for s in category.test if s.name == "logical_anomalies/001"), (20, 24))
+        scan("own", "tray", loco)
 
 
 def _changed(**values: object) -> str:
@@ -221,8 +229,8 @@ def test_files_that_come_go_or_swap_names_change_the_fingerprint(mvtec: Path) ->
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the files just made count as old, so that they are remembered."""
-    now = layouts.time.time_ns
-    monkeypatch.setattr(layouts.time, "time_ns", lambda: now() + 10**10)
+    now = examining.time.time_ns
+    monkeypatch.setattr(examining.time, "time_ns", lambda: now() + 10**10)
 
 
 def test_memory_spares_reading_and_sees_changes(

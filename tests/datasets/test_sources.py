@@ -10,6 +10,7 @@ import pytest
 import datasets
 from datasets.base import DatasetError
 from datasets.catalog import OFFICIAL, TEXTURES
+from datasets.sources import name_of
 from tests.conftest import make_mvtec
 from tests.datasets.conftest import put
 
@@ -103,18 +104,29 @@ def test_a_yaml_file_names_a_dataset(mvtec: Path, loco: Path, tmp_path: Path) ->
     assert (category.dataset, category.name, category.layout) == ("button", "tray", "loco")
 
 
+def test_numbers_in_a_yaml_file_are_names_as_they_are_written(tmp_path: Path) -> None:
+    for name in ("01", "02", "1e3"):
+        make_mvtec(tmp_path / "elsewhere" / name)
+    spec = _yaml(tmp_path, "\ufeffname: 2024\r\nroot: elsewhere\r\ncategories: [01, 1e3]\r\n")
+    assert list(datasets.find(spec, tmp_path)) == ["01", "1e3"]
+    assert datasets.load(spec, "01", tmp_path).dataset == name_of(spec) == "2024"
+    assert name_of("own") == "own"
+
+
 @pytest.mark.parametrize(("text", "words"), [
     ("", "needs the texts"), ("- a\n", "needs the texts"), ("name: a\n", "needs the texts"),
-    ("name: 3\nroot: own\n", "needs the texts"), ("name: [\n", "cannot be read as YAML"),
+    ("name: [3]\nroot: own\n", "needs the texts"), ("name: [\n", "cannot be read as YAML"),
     ("name: a\nroot: own\ncategory: [nut]\n", "unknown key 'category', did you mean 'categories'"),
     ("name: mvtec_ad\nroot: own\n", "is taken"), ("name: a/b\nroot: own\n", "no plain word"),
     ("name: ..\nroot: own\n", "no plain word"), ("name: a\nroot: absent\n", "absent is no folder"),
     ("name: a\nroot: own\ncategories: nut\n", "must be a list"),
-    ("name: a\nroot: own\ncategories: [1]\n", "must be a list"),
+    ("name: a\nroot: own\ncategories: [[nut]]\n", "must be a list"),
+    ("name: a\nroot: own\nwhite_level: 12 bit\n", "no whole number from 255 to 65535; 4095 suits 12 bits"),
+    ("name: a\nroot: own\nwhite_level: 99999\n", "no whole number"),
     ("name: a\nroot: own\ncategories: [nutt]\n", "no category 'nutt' .*did you mean 'nut'"),
     ("name: a\nroot: own\ncategories: []\n", "no category under"),
-    ("name: a\nroot: .\n", "no category under"), ("name: 2001-99-99\nroot: own\n", "cannot be read as YAML"),
-    ("name: !!python/object/apply:os.getcwd []\nroot: own\n", "cannot be read as YAML"),
+    ("name: a\nroot: .\n", "no category under"), ("name: 2001-99-99\nroot: absent\n", "absent is no folder"),
+    ("name: !!python/object/apply:os.getcwd []\nroot: own\n", "needs the texts"),
     ("name: a\nroot: " + "x" * 5000 + "\n", "is no folder"),
 ])
 def test_broken_yaml(mvtec: Path, tmp_path: Path, text: str, words: str) -> None:

@@ -115,12 +115,12 @@ def coloured(tile, truth, box):
 CASES = {
     "mask of another size": (
         lambda t, g, b: Image.new("L", (5, 5), 1).save(g / "scratch" / "002(1)_mask.png"),
-        ["002(1).tiff", "(5, 5)"],
+        ["002(1)_mask.png", "5x5", "30x22"],
     ),
-    "no mask": (lambda t, g, b: (g / "scratch" / "002(1)_mask.png").unlink(), ["002(1)_mask.png", "no ground truth"]),
+    "no mask": (lambda t, g, b: (g / "scratch" / "002(1)_mask.png").unlink(), ["002(1)_mask.png", "is missing"]),
     "mask is no picture": (
         lambda t, g, b: (g / "scratch" / "002(1)_mask.png").write_text("x"),
-        ["002(1)_mask.png", "cannot be read"],
+        ["002(1)_mask.png", "no PNG"],
     ),
     "coloured mask": (coloured, ["002(1)_mask.png", "colours"]),
     "map is no picture": (lambda t, g, b: (t / "good" / "000(1).tiff").write_text("x"), ["000(1).tiff", "cannot"]),
@@ -140,11 +140,11 @@ CASES = {
         lambda t, g, b: np.save(t / "good" / "000(1).npy", np.zeros((9, 9))),
         ["000(1).tiff", "second map"],
     ),
-    "unknown pixel value": (other_value, ["000.png", "[7]", "[254, 255]"]),
-    "two pixel values": (two_values, ["000.png", "[254, 255]", "exactly one"]),
+    "unknown pixel value": (other_value, ["000.png", "pixel value 7", "255, 254"]),
+    "two pixel values": (two_values, ["000.png", "[254, 255]", "one other value"]),
     "no regions": (
         lambda t, g, b: shutil.rmtree(b / "ground_truth" / "logical_anomalies" / "001"),
-        ["001", "no ground truth files"],
+        ["001/000.png", "is missing"],
     ),
     "broken defects": (lambda t, g, b: (b / "defects_config.json").write_text("{}}"), ["defects_config.json"]),
     "no category in the data": (lambda t, g, b: shutil.rmtree(b), ["box", "missing"]),
@@ -183,12 +183,35 @@ def test_wrong_folders(folders, tmp_path, capsys):
         assert word in err
 
 
+def pictures_of(maps: Path, data: Path) -> None:
+    """A test picture of its size for each map."""
+    for path in (maps / "tile/test").rglob("*.tiff"):
+        height, width = tifffile.imread(path).shape
+        folder = data / "tile/test" / path.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (width, height)).save(folder / f"{path.stem}.png")
+
+
+def test_maps_are_held_against_the_pictures(folders, capsys):
+    maps, data, wanted = folders
+    pictures_of(maps, data)
+    code, out, err = run(capsys, maps, data, "--categories", "tile")
+    assert (code, err) == (0, "") and json.loads(out)["categories"]["tile"]["metrics"] == wanted.metrics
+    extra = maps / "tile/test/good/999.npy"
+    np.save(extra, np.zeros((20, 30)))
+    code, _, err = run(capsys, maps, data)
+    assert code == 2 and f"{extra}: a map of no picture" in err
+    extra.unlink()
+    good = maps / "tile/test/good/000(1).tiff"
+    tifffile.imwrite(good, tifffile.imread(good)[::2, ::2])
+    code, _, err = run(capsys, maps, data)
+    assert code == 2 and f"{good}: the map has shape (10, 15), its picture" in err
+
+
 def test_pictures_without_a_map_are_told(folders, capsys):
     maps, data, _ = folders
-    folder = data / "tile" / "test" / "good"
-    folder.mkdir(parents=True)
-    for name in ("000(1).png", "009.png"):
-        Image.new("L", (4, 4)).save(folder / name)
+    pictures_of(maps, data)
+    Image.new("L", (4, 4)).save(data / "tile/test/good/009.png")
     code, out, err = run(capsys, maps, data, "--categories", "tile")
     assert code == 0
     assert "1 pictures have no map" in err

@@ -17,7 +17,7 @@ SPECIAL = {
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': "''{}", "[": "{[}", "]": "{]}", "±": r"\,$\pm$\,", "—": "---", "–": "--",
     "†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"\S{}", "¶": r"\P{}", "‖": r"$\Vert$", "◊": r"$\diamond$",
-    "△": r"$\triangle$", "⊥": r"$\bot$", "○": r"$\circ$",
+    "△": r"$\triangle$", "⊥": r"$\bot$", "○": r"$\circ$", "▽": r"$\bigtriangledown$",
     "°": r"$^\circ$", "Δ": r"$\Delta$", "✓": r"$\surd$", "×": r"$\times$", "≤": r"$\leq$", "\n": " ", "\r": " ",
     "-": "{-}", "'": "{'}", "`": r"\textasciigrave{}",
 }
