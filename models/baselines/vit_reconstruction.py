@@ -3,8 +3,8 @@
 Both authors' code is the same here (guojiajeremy/Dinomaly, luow23/INP-Former): blocks 2 to 9 of ViT-B/14 with
 registers, averaged in two groups of four; StableAdamW with amsgrad, a warm-up of 100 steps from a learning rate of 0
 and a cosine over all steps, gradients clipped at 0.1; batches of 16, an incomplete last one dropped; initial weights
-from a normal of 0.01; the map on the tokens' grid brought to the crop's size (corners aligned), to 256 and through a 5 x 5 Gaussian
-of sigma 4 with zeros around; the image score is the mean of its highest 1 %.
+from a normal of 0.01; the map on the tokens' grid brought to the crop's size (corners aligned), to 256 and through a
+5 x 5 Gaussian of sigma 4 with zeros around; the image score is the mean of its highest 1 %.
 """
 
 from __future__ import annotations
