@@ -5,7 +5,7 @@ A network that reconstructs no better than that has learnt nothing that its scor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -34,15 +34,24 @@ def mean_error(pictures: Tensor, rebuild: Callable[[Tensor], Tensor], error: Err
 def against_floor(
     log: dict[str, Any], pictures: Tensor, rebuild: Callable[[Tensor], Tensor], error: Error, batch: int = 8
 ) -> None:
-    """Put 'floor', 'error' (of the trained network) and 'error_over_floor' into a training log.
+    """`compared` for a network that sees the training pictures themselves.
 
     pictures: the training pictures [N, 3, h, w] as the method loads them; rebuild: the network as it is used at test,
-    in eval mode. A network that does not beat the mean picture adds a line to log['notes'] and 'floor' to log['marks'],
-    which every table shows.
+    in eval mode.
     """
-    log["floor"] = below = floor(pictures, error, batch)
-    log["error"] = reached = mean_error(pictures, rebuild, error, batch)
-    log["error_over_floor"] = reached / below if below else float(reached > 0)
+    compared(log, floor(pictures, error, batch), mean_error(pictures, rebuild, error, batch))
+
+
+def compared(log: dict[str, Any], below: float, reached: float, by_epoch: Sequence[float] = ()) -> None:
+    """Put 'floor', 'error' (of the trained network) and 'error_over_floor' into a training log.
+
+    by_epoch: the same error in training, for the series 'over_floor' (what it is to the floor after each epoch).
+    A network that does not beat the mean picture adds a line to log['notes'] and 'floor' to log['marks'], which every
+    table shows.
+    """
+    log |= {"floor": below, "error": reached, "error_over_floor": reached / below if below else float(reached > 0)}
+    if by_epoch and below:
+        log["over_floor"] = [value / below for value in by_epoch]
     if reached >= below:
         mark(log, "floor", (
             f"the trained network does not reconstruct the training pictures better than their mean picture does "

@@ -66,6 +66,19 @@ def _draw_all(folder: Path) -> list[Path]:
     ]
 
 
+def test_the_error_over_the_mean_pictures_has_its_own_axes_with_a_line_at_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(plots.canvas, "save", lambda figure, path: seen.append(figure) or path)
+    plots.losses({"loss": [0.9, 0.1], "over_floor": [30.0, 0.8]}, tmp_path / "loss.png")
+    plots.losses({"loss": [0.9, 0.1]}, tmp_path / "loss.png")
+    both, alone = (figure.axes for figure in seen)
+    assert len(alone) == 1 and [len(axis.lines) for axis in both] == [1, 2]
+    assert list(both[1].lines[0].get_ydata()) == [30.0, 0.8] and both[1].get_yscale() == "log"
+    assert list(both[1].lines[1].get_ydata()) == [1, 1] and "mean picture" in both[1].get_ylabel()
+
+
 def test_panels_are_columns_between_input_and_map(tmp_path: Path) -> None:
     plain = _example(1.0)
     green = np.zeros((16, 20, 3), np.uint8)

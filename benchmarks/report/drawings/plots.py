@@ -100,17 +100,27 @@ def heat_table(
 
 
 def losses(logs: Mapping[str, Sequence[float]], path: Path, *, title: str = "", xlabel: str = "epoch") -> Path:
-    """Training curves by name; on a logarithmic scale where all values are positive and span more than a decade."""
-    figure = canvas.blank(5.4, 3.4)
-    axis = figure.subplots()
-    everything = [v for series in logs.values() for v in series if math.isfinite(v)]
-    for name, series in logs.items():
-        axis.plot(np.arange(1, len(series) + 1), series, label=canvas.plain(name), linewidth=1.3)
-    if everything and min(everything) > 0 and max(everything) / min(everything) > 10:
-        axis.set_yscale("log")
-    axis.set(xlabel=xlabel, ylabel="loss")
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend(fontsize=8)
+    """Training curves by name; on a logarithmic scale where all values are positive and span more than a decade.
+
+    A series named 'over_floor' (the error over that of the mean training picture) is drawn beside the others, with the
+    line at 1 that a network must come below.
+    """
+    relative = {name: series for name, series in logs.items() if name.rpartition("/")[2] == "over_floor"}
+    parts = [("loss", {name: series for name, series in logs.items() if name not in relative})]
+    if relative:
+        parts.append(("error / error of the mean picture", relative))
+    figure = canvas.blank(5.4 * len(parts), 3.4)
+    for axis, (ylabel, shown) in zip(np.ravel(figure.subplots(1, len(parts))), parts, strict=True):
+        everything = [v for series in shown.values() for v in series if math.isfinite(v)]
+        for name, series in shown.items():
+            axis.plot(np.arange(1, len(series) + 1), series, label=canvas.plain(name), linewidth=1.3)
+        if everything and min(everything) > 0 and max(everything) / min(everything) > 10:
+            axis.set_yscale("log")
+        if shown is relative:
+            axis.axhline(1, color="C3", linestyle="--", linewidth=1, label="mean picture")
+        axis.set(xlabel=xlabel, ylabel=ylabel)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(fontsize=8)
     canvas.title(figure, title)
     return canvas.save(figure, path)
 

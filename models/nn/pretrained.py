@@ -1,10 +1,10 @@
-"""The convolutions of VGG16 and VGG19 with their pretrained weights, to be trained further."""
+"""The convolutions of VGG16, VGG19 and ResNet50 with their pretrained weights, to be trained further."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from models.weights import WeightStore, load_into
+from models.weights import IGNORED, WeightStore, load_into
 
 
 def vgg_features(tag: str, store: WeightStore, last: int | None = None) -> nn.Sequential:
@@ -27,3 +27,19 @@ def vgg_features(tag: str, store: WeightStore, last: int | None = None) -> nn.Se
     if state is not None:
         load_into(named, state, tag)
     return layers
+
+
+def resnet50_features(tag: str, store: WeightStore) -> nn.Sequential:
+    """`resnet50.tv_in1k` without classifier and pooling: [B, 3, s, s] -> [B, 2048, s/32, s/32].
+
+    In the store's mode 'none' the start is torchvision's. Raises WeightsError when the weights are missing or do not
+    fit.
+    """
+    from torchvision.models import resnet50
+
+    net = resnet50(weights=None)
+    net.fc = nn.Identity()
+    state = store.load(tag, [key for key in net.state_dict() if not key.endswith(IGNORED)])
+    if state is not None:
+        load_into(net, state, tag)
+    return nn.Sequential(*list(net.children())[:-2])
