@@ -50,7 +50,9 @@ class AstConfig(Config):
     learning_rate: float = 2e-4
     weight_decay: float = 1e-5
     score: Literal["mean", "max"] = "mean"  # over the map; the mean where only RGB is given (Sec. 4.2.4)
-    cut: Literal["difference", "student", "teacher"] = "difference"  # what `feature_maps` gives to an ensemble
+    # what `feature_maps` gives to an ensemble; not the squared difference, which on artificial anomalies is so heavy-
+    # tailed that it dominates whatever it is joined with
+    cut: Literal["student", "difference", "teacher"] = "student"
 
 
 @register("ast", presets={
@@ -129,9 +131,9 @@ class Ast(Detector):
 
     @torch.no_grad()
     def feature_maps(self, batch: Images) -> list[Tensor]:
-        """One map [B, C, h, w]: by `cut` the squared difference per channel, the student's or the teacher's output."""
+        """One map [B, C, h, w]: by `cut` the student's output, the teacher's, or teacher less student."""
         teacher, student = self._outputs(batch)
-        return [{"difference": (teacher - student).square(), "student": student, "teacher": teacher}[self.config.cut]]
+        return [{"difference": teacher - student, "student": student, "teacher": teacher}[self.config.cut]]
 
     def state_dict(self) -> dict[str, Any]:
         return {"teacher": self.teacher.state_dict(), "student": self.student.state_dict()}

@@ -13,7 +13,7 @@ Preset `anomalib`: betas 0.5 and 0.9, and the map as the product of the three sc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ class CsFlowConfig(TrainedConfig):
     hidden: int = 1024
     clamp: float = 3.0
     scales: int = 1  # of the map: 1 is the largest scale alone, 3 the product of all (anomalib)
+    cut: Literal["latent", "square"] = "latent"  # what `feature_maps` gives to an ensemble; the square for comparison
 
 
 class ClippedAdam(Adam):
@@ -103,8 +104,9 @@ class CsFlow(Trained):
 
     @torch.no_grad()
     def feature_maps(self, batch: Images) -> list[Tensor]:
-        """The latent variables at three scales, [B, 304, h, w] each."""
-        return list(self.trained["flow"](self._scales(batch))[0])
+        """By `cut` the latent variables z or z squared, at three scales, [B, 304, h, w] each."""
+        latent = self.trained["flow"](self._scales(batch))[0]
+        return [z.square() if self.config.cut == "square" else z for z in latent]
 
 
 def permute(flow: nn.Module, device: torch.device) -> None:

@@ -14,7 +14,7 @@ defective is free), initial weights, rate, batch, opacity, resize, joining and s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,8 @@ class DraemConfig(TrainedConfig):
     rotate: float = 0.3  # share of the training pictures that are rotated first
     average: int = 21  # image score: largest mean over a square of this side
     library: bool = False  # anomalib's loss, initial weights, rate, resize and joining instead of the authors'
+    # what `feature_maps` gives to an ensemble: the segmentation's last decoder map or the code between its two halves
+    cut: Literal["decoder", "bottleneck"] = "decoder"
 
 
 @register("draem", presets={
@@ -104,10 +106,14 @@ class Draem(Trained):
 
     @torch.no_grad()
     def feature_maps(self, batch: Images) -> list[Tensor]:
-        """The segmentation decoder's last map, [B, 64, h, w]."""
+        """By `cut` the segmentation decoder's last map [B, 64, h, w] or its encoder's last, [B, 512, h/32, w/32]."""
         found: list[Tensor] = []
-        last = self.trained["model"].discriminative_subnetwork.decoder_segment.fin_out
-        handle = last.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
+        network = self.trained["model"].discriminative_subnetwork
+        if self.config.cut == "decoder":
+            last = network.decoder_segment.fin_out
+            handle = last.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+        else:
+            handle = network.encoder_segment.register_forward_hook(lambda *call: found.append(call[-1][-1]))
         try:
             self.trained["model"](self._seen(batch))
         finally:

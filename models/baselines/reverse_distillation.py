@@ -11,7 +11,7 @@ epoch, for its features do not change.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ class ReverseDistillationConfig(TrainedConfig):
     train_batch: int = 16
     lr: float = 0.005
     sigma: float = 4.0
+    cut: Literal["difference", "student"] = "difference"  # what `feature_maps` gives to an ensemble
 
 
 @register("reverse_distillation", presets={
@@ -77,9 +78,10 @@ class ReverseDistillation(Trained):
 
     @torch.no_grad()
     def feature_maps(self, batch: Images) -> list[Tensor]:
-        """Squared differences of teacher and student, one map per stage [B, C, h, w]."""
+        """One map per stage [B, C, h, w]: teacher less student, both normalised per position, or the student alone."""
         pairs = zip(*self._pairs(self.preprocess(batch, self.context.device)), strict=True)
-        return [(F.normalize(teacher) - F.normalize(student)).square() for teacher, student in pairs]
+        student_only = self.config.cut == "student"
+        return [F.normalize(s) if student_only else F.normalize(t) - F.normalize(s) for t, s in pairs]
 
 
 def networks(tag: str) -> tuple[nn.Module, nn.Module]:

@@ -8,31 +8,25 @@ rates open: the fields say which value is whose.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import Config, Context, Detector, Images, ModelError, Prediction, Progress, no_progress
-from models.ensembles.members import Member, any_short, build_members, fit_members, hold_out
-from models.nn.discriminator import Discriminator, noise_loss
-from models.nn.pca import Covariance, loadings, positions, principal_components
+from models.ensembles.grid import Squares, from_square
+from models.ensembles.maps import kept_maps
+from models.ensembles.members import CHUNK, PAIR, SIX, any_short, build_members, chunks, fit_members
+from models.ensembles.projection import Block
+from models.ensembles.unseen import Split, artificial_anomalies, hold_out, overall, pixel_quality
+from models.nn.discriminator import TRAIN_BATCH, Discriminator, map_and_score, noise_loss, optimizer, start
 from models.nn.preprocess import Preprocess
-from models.nn.pseudo import pseudo_anomalies
-from models.nn.smooth import gaussian_smooth
-from models.nn.textures import EMBEDDED, Textures
+from models.nn.textures import EMBEDDED
 from models.nn.training import generator, key_of, own_random_state, train
 from models.registry import register
-
-CHUNK = 8  # pictures per pass through the members
-PAIR = ("patchcore", "simplenet")
-SIX = (*PAIR, "ast", "draem", "reverse_distillation", "csflow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +41,19 @@ class FeatureEnsembleConfig(Config):
     whiten: bool = False  # after PCA: every component to unit variance, instead of unit variance on average
     pca_positions: int = 100_000  # drawn over all training pictures
     adapter: bool = False  # a linear layer trained with the discriminator; the thesis puts q in the adapter's place
-    # of the fake features, in units of the joined features' mean standard deviation; open in the thesis. Of several
-    # levels the one that finds artificial anomalies best is kept
-    noise_std: tuple[float, ...] = (0.1,)
+    # of the fake features, in units of the joined features' mean standard deviation; open in the thesis. The level
+    # whose discriminator finds artificial anomalies best is kept: 0.015 (SimpleNet) to 0.1 hardly leave the normal
+    # features after a PCA, and a discriminator that never saw anything far from them answers there at random
+    noise_std: tuple[float, ...] = (0.1, 0.3, 1.0)
     hidden: int = 1024  # of the discriminator, as SimpleNet
     margin: float = 0.5  # SimpleNet, section 3.4
     epochs: int = 160  # SimpleNet, section 4.1
-    train_batch: int = 4  # SimpleNet, section 4.1
+    train_batch: int = TRAIN_BATCH
     lr: float = 2e-4  # SimpleNet, section 4.1
-    weight_decay: float = 1e-5
     size: int = 256  # px, of the anomaly map
     sigma: float = 4.0  # px at `size`, of the Gaussian that smooths the map, as SimpleNet; 0 for none
-    holdout: float = 0.2  # not given to the members where the data have no validation split, see `members`
+    holdout: float = 0.2  # not given to the members where the data have no validation split, see `unseen`
+    pad_square: bool = False  # pictures padded to squares, for members too, instead of resized to them (an ablation)
     keep_gb: float = 4.0  # memory for the members' training maps; what is beyond goes to a file
     textures: str | None = EMBEDDED  # folder of natural pictures for the artificial anomalies that choose noise_std
 
@@ -73,10 +68,9 @@ class FeatureEnsembleConfig(Config):
         return self.shortened or any_short(self.members)
 
 
-# lr: of 2e-4, 5e-4 and 1e-3 the one with the lowest training loss on bottle, see results/measured/ensembles.md
 SMALL = {
     "members": ("patchcore@resnet18", "simplenet@resnet18", "ast@quick"),
-    "maps": 192, "member_maps": (64,), "hidden": 256, "epochs": 40, "lr": 1e-3, "shortened": True,
+    "maps": 128, "member_maps": (43,), "hidden": 128, "epochs": 8, "lr": 1e-3, "shortened": True,
 }
 
 
@@ -87,10 +81,12 @@ SMALL = {
     "independent_all": FeatureEnsembleConfig(
         members=SIX, block="independent", member_maps=(128, 128, 128, 64, 128, 128)  # DRAEM's map has 64 channels
     ),
+    "global_pair_padded": FeatureEnsembleConfig(pad_square=True),
     "resnet18_global": FeatureEnsembleConfig(**SMALL),
     "resnet18_independent": FeatureEnsembleConfig(**SMALL, block="independent"),
+    "resnet18_global_padded": FeatureEnsembleConfig(**SMALL, pad_square=True),
     "demo": FeatureEnsembleConfig(
-        members=("patchcore@demo", "simplenet@demo"), grid=16, maps=64, hidden=64, epochs=40, lr=1e-3, size=128,
+        members=("patchcore@demo", "simplenet@demo"), grid=16, maps=64, hidden=64, epochs=20, lr=1e-3, size=128,
         sigma=2.0, shortened=True,
     ),
 })
@@ -115,117 +111,134 @@ class FeatureEnsemble(Detector):
     def fit(self, train_images: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
         """Members (fitted or reused), PCA on the training pictures, then the discriminator on all of them.
 
-        Of several `noise_std` each gets a discriminator, trained on the pictures that the members saw; the one with the
-        highest pixel AUROC on artificial anomalies in the others is kept (`noise_std`, `noise_quality` in the log).
-        The log has the discriminator's loss, per member what was kept of it (`explained`, `loading`), and the members'
-        own logs. Raises ModelError for a member that fails, and when more components are asked for than exist.
+        Of several `noise_std` each gets a discriminator, trained on the pictures that the members saw; the one that
+        finds artificial anomalies in the others best is kept (`noise_std`, `noise_quality` in the log: average
+        precision of pixels, the mean over grades). The log has the discriminator's loss, per member what was kept of it
+        (`explained`, `loading`), and the members' own logs. Raises ModelError for a member that fails, and when more
+        components are asked for than exist.
         """
         config, context = self.config, self.context
         if not len(train_images):
             raise ModelError("feature_ensemble: there are no training pictures; check the category's train folder")
         data = hold_out(train_images, validation, config.holdout, context)
-
-        def first(done: int, total: int, /, **values: float) -> None:
-            progress(done, 2 * total, **values)
-
-        log = fit_members(self.members, data, context, first)
-        folder = context.scratch / "maps" if context.scratch else None
-        stores = kept_maps(self.members, train_images, config.keep_gb, folder)
-        log |= self.block.fit(self.members, stores, config, generator(context, "pca"), context.device)
-        with torch.no_grad():
-            joined = torch.cat([
-                self.block([[s.read(start, context.device) for s in own] for own in stores], self.members).half().cpu()
-                for start in range(0, len(train_images), CHUNK)
-            ])
-        channels = joined.shape[1]
-        self._build_head(channels)
-
-        judges = self._judges(data.unseen) if len(config.noise_std) > 1 else None
-        learnt = sorted(set(range(len(joined))) - set(data.held)) if judges else range(len(joined))
-
-        def step(level: float, indices: Tensor, noise: torch.Generator) -> Tensor:
-            rows = torch.as_tensor(learnt)[indices.cpu()]
-            real = joined[rows].to(context.device).float().permute(0, 2, 3, 1).reshape(-1, channels)
-            if config.adapter:
-                real = self.head["adapter"](real)
-            return noise_loss(self.head["discriminator"], real, level, config.margin, noise)
-
-        quality: dict[float, float] = {}
+        several = len(config.noise_std) > 1
+        if several and not len(data.unseen):
+            raise ModelError(
+                "feature_ensemble: several noise levels are judged on artificial anomalies made from pictures that the "
+                "members have not seen, and there are none; set holdout above 0, or give one noise_std"
+            )
+        seen = replace(data, members=self._shaped(data.members), square=config.pad_square)
+        log = fit_members(self.members, seen, context, lambda done, total, /, **v: progress(done, 2 * total, **v))
+        joined = self._train_block(train_images, log)
+        judges = self._judges(data) if several else None
+        learnt = sorted(set(range(len(joined))) - set(data.held)) if several else list(range(len(joined)))
+        best: dict[str, Any] = {}
+        quality: dict[str, dict[str, float]] = {}
         for i, level in enumerate(config.noise_std):
 
             def second(done: int, total: int, /, i: int = i, **values: float) -> None:
                 progress(total + (i * total + done) // len(config.noise_std), 2 * total, **values)
 
-            self._build_head(channels)
-            optimizer = torch.optim.Adam(self.head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-            scratch = context.scratch / "head" / f"noise_{level}" if context.scratch else None
-            own = train(
-                partial(step, level), {"head": self.head}, [optimizer], count=len(learnt), batch=config.train_batch,
-                epochs=config.epochs, context=replace(context, scratch=scratch),
-                key=(key_of(config), log["members"].keys(), level), progress=second,
-            )
-            quality[level] = self._quality(*judges) if judges else 1.0
-            if quality[level] == max(quality.values()):
+            own = self._train_head(joined, learnt, level, (key_of(config), log["members"].keys()), second)
+            found = self._quality(*judges) if judges else {}
+            if not best or overall(found) > max(map(overall, quality.values())):
                 best, trained = {**own, "noise_std": level}, {k: v.clone() for k, v in self.head.state_dict().items()}
+            quality[f"{level:g}"] = found
         self.head.load_state_dict(trained)
         if judges:
-            best["noise_quality"] = {f"{level:g}": round(value, 5) for level, value in quality.items()}
-        return {**best, **log, "channels": channels}
+            best["noise_quality"] = {level: round(overall(found), 5) for level, found in quality.items()}
+            best["noise_quality_by_grade"] = quality
+        return {**best, **log, "channels": joined.shape[1]}
+
+    def _shaped(self, images: Images) -> Images:
+        """What members see of the pictures."""
+        return Squares(images) if self.config.pad_square else images
 
     @torch.no_grad()
-    def _judges(self, unseen: Images) -> tuple[Tensor, np.ndarray]:
-        """Artificial anomalies made from `unseen`: joined features float32 [n, N, grid, grid], masks bool [n, h, w].
+    def _train_block(self, images: Images, log: dict[str, Any]) -> Tensor:
+        """PCA on all training pictures, told in the log; returns their joined features, float16 [n, N, grid, grid]."""
+        device, scratch = self.context.device, self.context.scratch
+        stores = kept_maps(
+            self.members, self._shaped(images), self.config.keep_gb, scratch / "maps" if scratch else None
+        )
+        log |= self.block.fit(self.members, stores, self.config, generator(self.context, "pca"), device)
+        return torch.cat([
+            self.block([[s.read(first, device) for s in own] for own in stores], self.members).half().cpu()
+            for first in range(0, len(images), CHUNK)
+        ])
 
-        Not in half precision: the squared differences of AST on an anomaly do not fit.
+    def _train_head(
+        self, joined: Tensor, learnt: Sequence[int], level: float, key: Any, progress: Progress
+    ) -> dict[str, Any]:
+        """A discriminator of its own for noise of `level`, from the same start; returns its log."""
+        config, context, channels = self.config, self.context, joined.shape[1]
+        self._build_head(channels)
+        rows = torch.as_tensor(learnt)
+
+        def step(indices: Tensor, noise: torch.Generator) -> Tensor:
+            real = joined[rows[indices.cpu()]].to(context.device).float().permute(0, 2, 3, 1).reshape(-1, channels)
+            if config.adapter:
+                real = self.head["adapter"](real)
+            return noise_loss(self.head["discriminator"], real, level, config.margin, noise)
+
+        scratch = context.scratch / "head" / f"noise_{level}" if context.scratch else None
+        return train(
+            step, {"head": self.head}, [optimizer(self.head, config.lr)], count=len(learnt), batch=config.train_batch,
+            epochs=config.epochs, context=replace(context, scratch=scratch), key=(key, level), progress=progress,
+        )
+
+    @torch.no_grad()
+    def _judges(self, data: Split) -> tuple[Tensor, np.ndarray, list[str], list[tuple[int, int]]]:
+        """Artificial anomalies: joined features [n, N, grid, grid], masks bool [n, h, w], grades, pictures' sizes.
+
+        Not in half precision, in which features far from the normal ones may not fit.
         """
-        if not len(unseen):
-            raise ModelError(
-                "feature_ensemble: several noise levels are judged on artificial anomalies made from pictures that the "
-                "members have not seen, and there are none; set holdout above 0, or give one noise_std"
-            )
-        textures = Textures(self.config.textures or self.context.extras.get("textures"), self.preprocess.size)
-        made = list(pseudo_anomalies(unseen, textures, generator(self.context, "pseudo")))
-        joined = [self.joined(batch).cpu() for _, batch in _chunks([anomaly.picture for anomaly in made])]
-        return torch.cat(joined), np.stack([self.preprocess.mask(anomaly.mask) for anomaly in made])
+        config = self.config
+        made = artificial_anomalies(data.unseen, config.textures, self.preprocess.size, self.context)
+        pictures = [anomaly.picture for anomaly in made]
+        joined = [self.joined(batch).cpu() for _, batch in chunks(pictures)]
+        masks = np.stack([self.preprocess.mask(anomaly.mask) for anomaly in made])
+        return torch.cat(joined), masks, [anomaly.grade for anomaly in made], [p.shape[:2] for p in pictures]
 
     @torch.no_grad()
-    def _quality(self, joined: Tensor, masks: np.ndarray) -> float:
-        """Pixel AUROC of the discriminator on the artificial anomalies."""
-        from sklearn.metrics import roc_auc_score
-
-        maps = torch.cat([self._judged(part.to(self.context.device))[0].cpu() for part in joined.split(CHUNK)])
+    def _quality(
+        self, joined: Tensor, masks: np.ndarray, grades: list[str], sizes: list[tuple[int, int]]
+    ) -> dict[str, float]:
+        """What the discriminator's maps of the artificial anomalies are worth, by grade."""
+        maps = torch.cat([
+            self._judged(joined[first : first + CHUNK].to(self.context.device), sizes[first : first + CHUNK])[0].cpu()
+            for first in range(0, len(joined), CHUNK)
+        ])
         if not torch.isfinite(maps).all():
             raise ModelError("feature_ensemble: a map of an artificial anomaly is not finite; check the members' maps")
-        return float(roc_auc_score(masks.ravel(), maps.numpy().ravel()))
+        return pixel_quality(maps.numpy(), masks, grades)
 
     def _build_head(self, channels: int) -> None:
         with own_random_state(self.context, "head"):
             self.head = nn.ModuleDict({"discriminator": Discriminator(channels, self.config.hidden)})
             if self.config.adapter:
                 self.head["adapter"] = nn.Linear(channels, channels)
-            for module in self.head.modules():
-                if isinstance(module, nn.Linear):
-                    nn.init.xavier_normal_(module.weight)
+            start(self.head.modules())
         self.head.to(self.context.device).eval()
 
     @torch.no_grad()
     def predict(self, batch: Images) -> Prediction:
         """Map: minus the discriminator's output, upsampled and smoothed. Score: its largest value over positions."""
-        return Prediction(*self._judged(self.joined(batch)))
+        return Prediction(*self._judged(self.joined(batch), [picture.shape[:2] for picture in batch]))
 
-    def _judged(self, joined: Tensor) -> tuple[Tensor, Tensor]:
-        """Joined features [B, N, grid, grid] -> maps [B, size, size] and scores [B]."""
+    def _judged(self, joined: Tensor, sizes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Joined features [B, N, grid, grid] of pictures of `sizes` -> maps [B, size, size] and scores [B]."""
         vectors = joined.permute(0, 2, 3, 1).flatten(0, 2)
         if self.config.adapter:
             vectors = self.head["adapter"](vectors)
         cells = -self.head["discriminator"](vectors).view(len(joined), 1, *joined.shape[-2:])
-        maps = F.interpolate(cells, self.preprocess.output, mode="bilinear", align_corners=False)[:, 0]
-        return gaussian_smooth(maps, self.config.sigma), cells.flatten(1).amax(1)
+        maps, scores = map_and_score(cells, self.preprocess.output, self.config.sigma)
+        return from_square(maps, sizes) if self.config.pad_square else maps, scores
 
     @torch.no_grad()
     def joined(self, batch: Images) -> Tensor:
         """The joined features q, float32 [B, N, grid, grid]."""
-        return self.block([member.features(batch) for member in self.members], self.members)
+        return self.block([member.features(self._shaped(batch)) for member in self.members], self.members)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -240,215 +253,3 @@ class FeatureEnsemble(Detector):
         self.block.to(self.context.device)
         self._build_head(sum(p.weight.shape[0] for p in self.block.projections))
         self.head.load_state_dict(state["head"])
-
-
-class Projection(nn.Module):
-    """Centring, scaling, PCA and final scaling of the channels: [B, D, h, w] -> [B, k, h, w]."""
-
-    def __init__(self, mean: Tensor, weight: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("weight", weight)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        centred = maps - self.mean[:, None, None]  # first: a mean far above the spread would cancel in float32
-        return F.conv2d(centred, self.weight[:, :, None, None])
-
-
-class Block(nn.Module):
-    """A transformation block: one list of maps per member -> joined features [B, N, grid, grid].
-
-    global: resize every map to the grid, concatenate, one PCA. independent: a PCA per map on its own grid, resize,
-    concatenate. Maps are resized bilinearly to the whole picture's field of view: a member that crops is continued at
-    the border by its nearest value, as its anomaly maps are.
-    """
-
-    def __init__(self, kind: str, grid: int) -> None:
-        super().__init__()
-        self.kind, self.grid = kind, grid
-        self.projections = nn.ModuleList()
-
-    def forward(self, maps: Sequence[Sequence[Tensor]], members: Sequence[Member]) -> Tensor:
-        groups = self._groups(maps, members)
-        projected = [projection(x) for projection, x in zip(self.projections, groups, strict=True)]
-        if self.kind == "global":
-            return projected[0]
-        views = [member.detector.preprocess for member, own in zip(members, maps, strict=True) for _ in own]
-        return torch.cat([to_grid(x, view, self.grid) for x, view in zip(projected, views, strict=True)], 1)
-
-    def _groups(self, maps: Sequence[Sequence[Tensor]], members: Sequence[Member]) -> list[Tensor]:
-        """What each PCA sees: all resized maps in one, or every map by itself."""
-        if self.kind == "independent":
-            return [m.float() for own in maps for m in own]
-        resized = [
-            to_grid(m.float(), member.detector.preprocess, self.grid)
-            for member, own in zip(members, maps, strict=True) for m in own
-        ]
-        return [torch.cat(resized, 1)]
-
-    def fit(
-        self, members: Sequence[Member], stores: Sequence[Sequence[MapStore]], config: FeatureEnsembleConfig,
-        random: torch.Generator, device: torch.device,
-    ) -> dict[str, Any]:
-        """PCA on positions drawn from the training maps. Returns per member `maps`, `explained` and `loading`."""
-        count = len(stores[0][0])
-        each = -(-config.pca_positions // count)
-        sums: list[Covariance] = []
-        for start in range(0, count, CHUNK):
-            groups = self._groups([[s.read(start, device) for s in own] for own in stores], members)
-            sums = sums or [Covariance(group.shape[1], device) for group in groups]
-            for covariance, group in zip(sums, groups, strict=True):
-                covariance.add(positions(group, each, random))
-        channels = [[s.channels for s in own] for own in stores]
-        if self.kind == "global":
-            sizes = [sum(own) for own in channels]
-            return self._fit_global(sums[0], sizes, [m.spec for m in members], config)
-        return self._fit_independent(sums, channels, [m.spec for m in members], config)
-
-    def _fit_global(
-        self, covariance: Covariance, sizes: list[int], specs: list[str], config: FeatureEnsembleConfig
-    ) -> dict[str, Any]:
-        scale = torch.cat([
-            _scale(variances, config.scaling) for variances in covariance.matrix.diagonal().split(sizes)
-        ])
-        keep = config.variance or config.maps
-        found = self._add(covariance, keep, scale, config.whiten)
-        shares = loadings(found, sizes)
-        return {
-            "maps": len(found.directions), "explained": round(found.explained, 4),
-            "loading": {spec: round(share, 4) for spec, share in zip(specs, shares, strict=True)},
-        }
-
-    def _fit_independent(
-        self, sums: list[Covariance], channels: list[list[int]], specs: list[str], config: FeatureEnsembleConfig
-    ) -> dict[str, Any]:
-        wanted = config.member_maps * len(specs) if len(config.member_maps) == 1 else config.member_maps
-        rest = iter(sums)
-        maps, explained = {}, {}
-        for spec, own, number in zip(specs, channels, wanted, strict=True):
-            parts = spread(number, own, spec)
-            found = []
-            for part in parts:
-                covariance = next(rest)
-                scale = _scale(covariance.matrix.diagonal(), config.scaling)
-                found.append(self._add(covariance, config.variance or part, scale, config.whiten))
-            maps[spec] = sum(len(f.directions) for f in found)
-            explained[spec] = round(sum(float(f.variance.sum()) for f in found) / sum(f.total for f in found), 4)
-        total = sum(maps.values())
-        return {"maps": total, "explained": explained, "loading": {s: round(n / total, 4) for s, n in maps.items()}}
-
-    def _add(self, covariance: Covariance, keep: int | float, scale: Tensor, whiten: bool) -> Any:
-        found = principal_components(covariance, keep, scale)
-        variance = found.variance if whiten else found.variance.mean()
-        gain = variance.clamp_min(1e-12 * max(found.total, torch.finfo(torch.float64).tiny)).rsqrt()
-        weight = (found.directions.T * gain).T
-        self.projections.append(Projection(covariance.mean.float(), (weight * scale).float()))
-        return found
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Load a state dict whose projections' sizes are not known beforehand."""
-        count = len({key.split(".")[1] for key in state})
-        self.projections = nn.ModuleList(
-            Projection(state[f"projections.{i}.mean"], state[f"projections.{i}.weight"]) for i in range(count)
-        )
-
-
-def _scale(variances: Tensor, scaling: str) -> Tensor:
-    """What a member's channels are multiplied by before PCA, from their variances [D]: float64 [D]."""
-    if scaling == "none":
-        return torch.ones_like(variances)
-    spread = variances if scaling == "channel" else variances.mean().expand_as(variances)
-    return torch.where(spread > 0, spread.clamp_min(torch.finfo(torch.float64).tiny).rsqrt(), 1.0)
-
-
-def spread(number: int, channels: Sequence[int], spec: str) -> list[int]:
-    """`number` components over the maps of one member, as evenly as their channels allow; exactly `number` in all."""
-    if number > sum(channels):
-        raise ModelError(
-            f"feature_ensemble: {number} components asked of member {spec}, whose maps have {sum(channels)} channels "
-            f"({', '.join(map(str, channels))}); give fewer in member_maps"
-        )
-    if number < len(channels):
-        raise ModelError(
-            f"feature_ensemble: {number} components asked of member {spec}, which has {len(channels)} maps; give at "
-            "least one for each in member_maps"
-        )
-    parts = [0] * len(channels)
-    for _ in range(number):
-        open_ = [i for i, most in enumerate(channels) if parts[i] < most]
-        parts[min(open_, key=lambda i: parts[i])] += 1
-    return parts
-
-
-def to_grid(maps: Tensor, view: Preprocess, grid: int) -> Tensor:
-    """Maps [B, C, h, w] of a member's field of view -> [B, C, grid, grid] of the whole picture, bilinear.
-
-    Averages over the pixels that fall on a cell when the map is finer than the grid. Outside a centre crop the
-    nearest value is repeated.
-    """
-    shares = [inner / outer for inner, outer in zip(view.output, view.size, strict=True)]
-    inner = tuple(max(1, round(grid * share)) for share in shares)
-    if maps.shape[-2] > inner[0] or maps.shape[-1] > inner[1]:
-        maps = F.interpolate(maps, inner, mode="bilinear", align_corners=False, antialias=True)
-    if view.crop is None:
-        if maps.shape[-2:] == (grid, grid):
-            return maps
-        return F.interpolate(maps, (grid, grid), mode="bilinear", align_corners=False)
-    centres = (torch.arange(grid, device=maps.device, dtype=maps.dtype) * 2 + 1) / grid - 1
-    y, x = torch.meshgrid(centres / shares[0], centres / shares[1], indexing="ij")
-    where = torch.stack([x, y], -1).expand(len(maps), -1, -1, -1)
-    return F.grid_sample(maps, where, mode="bilinear", padding_mode="border", align_corners=False)
-
-
-class MapStore:
-    """One map of every training picture in float16, in memory or in a file; scaled so that small values survive."""
-
-    def __init__(self, count: int, first: Tensor, file: Path | None) -> None:
-        shape = (count, *first.shape[1:])
-        self.channels = first.shape[1]
-        self.scale = 1.0 / max(float(first.float().square().mean().sqrt()), 1e-30)
-        if file is None:
-            self.values = np.empty(shape, np.float16)
-        else:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self.values = np.memmap(file, np.float16, "w+", shape=shape)
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def write(self, start: int, maps: Tensor) -> None:
-        values = (maps.float() * self.scale).clamp_(-65504, 65504).half().cpu().numpy()
-        self.values[start : start + len(values)] = values
-
-    def read(self, start: int, device: torch.device) -> Tensor:
-        """float32 [b, C, h, w] of up to CHUNK pictures from `start` on."""
-        part = torch.from_numpy(np.array(self.values[start : start + CHUNK])).to(device)
-        return part.float().div_(self.scale)
-
-
-@torch.no_grad()
-def kept_maps(members: Sequence[Member], images: Images, keep_gb: float, folder: Path | None) -> list[list[MapStore]]:
-    """The members' maps of all pictures from one pass, or from an earlier ensemble where it left them in memory."""
-    room = keep_gb * 2**30 - sum(s.values.nbytes for m in members for s in m.kept or ())
-    missing = [m for m in members if m.kept is None]
-    stores: dict[str, list[MapStore]] = {}
-    for start, pictures in _chunks(images) if missing else ():
-        for number, member in enumerate(missing):
-            maps = member.features(pictures)
-            if start == 0:
-                size = sum(m[0].numel() for m in maps) * 2 * len(images)
-                in_memory = size <= room or folder is None
-                room -= size if in_memory else 0
-                files = [None if in_memory else folder / f"{number}-{i}" for i in range(len(maps))]
-                own = [MapStore(len(images), m, file) for m, file in zip(maps, files, strict=True)]
-                stores[member.spec] = own
-                if in_memory:
-                    member.kept = own
-            for store, m in zip(stores[member.spec], maps, strict=True):
-                store.write(start, m)
-    return [stores.get(member.spec) or member.kept for member in members]
-
-
-def _chunks(images: Images) -> Iterator[tuple[int, list[np.ndarray]]]:
-    for start in range(0, len(images), CHUNK):
-        yield start, [images[i] for i in range(start, min(start + CHUNK, len(images)))]

@@ -10,7 +10,7 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,8 +22,12 @@ from torch import Tensor
 
 from models import registry
 from models.base import Config, Context, Detector, Images, ModelError, Progress
+from models.ensembles.unseen import Split
 from models.features import current_precision
-from models.nn.training import split
+
+CHUNK = 8  # pictures per pass through the members
+PAIR = ("patchcore", "simplenet")
+SIX = (*PAIR, "ast", "draem", "reverse_distillation", "csflow")
 
 
 @dataclass
@@ -48,53 +52,20 @@ class Member:
         return maps
 
 
-@dataclass(frozen=True)
-class Split:
-    """Which training pictures members learn from, and which normal pictures they have not seen."""
-
-    members: Images
-    unseen: Images
-    held: tuple[int, ...]  # indices of the training pictures held back; none when the data have a validation split
-
-
-class Some(Sequence[np.ndarray]):
-    """Pictures of another sequence by index, still read on access."""
-
-    def __init__(self, images: Images, indices: Sequence[int]) -> None:
-        self.images, self.indices = images, list(indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return Some(self.images, self.indices[index])
-        return self.images[self.indices[index]]
-
-
-def hold_out(train: Images, validation: Images | None, share: float, context: Context) -> Split:
-    """The validation split where there is one; else `share` of the training pictures, drawn by the seed, is held back.
-
-    Every ensemble holds back the same pictures, so that all of them can use the same fitted members.
-    """
-    if validation is not None and len(validation):
-        return Split(train, validation, ())
-    if not 0 <= share < 1:
-        raise ModelError(f"holdout={share} must be at least 0 and below 1: the share of training pictures held back")
-    if share == 0:
-        return Split(train, Some(train, []), ())
-    kept, held = split(len(train), share, context)
-    return Split(Some(train, kept), Some(train, held), tuple(held))
+def chunks(images: Images) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """(index of the first, up to CHUNK pictures) until the sequence ends."""
+    for start in range(0, len(images), CHUNK):
+        yield start, [images[i] for i in range(start, min(start + CHUNK, len(images)))]
 
 
 def parse_members(specs: Sequence[str], ensemble: str) -> list[tuple[str, str, Config]]:
     """'patchcore@resnet18' or 'ast@quick:cut=student:epochs=8' -> (spec, method name, config).
 
-    Raises ModelError for unknown methods or settings, for a single member and for one named twice.
+    Any registered method will do. Raises ModelError for unknown methods or settings, for no member, for a single one of
+    a feature ensemble, and for one named twice.
     """
-    if len(specs) < 2:
-        named = f"only {specs[0]!r}; run that method itself" if specs else "none; give them as members=a,b"
-        raise ModelError(f"{ensemble}: an ensemble needs at least two members, got {named}")
+    if not specs:
+        raise ModelError(f"{ensemble}: no members; give them as members=a,b")
     found = []
     for text in specs:
         spec, *settings = text.split(":")
@@ -127,6 +98,8 @@ def build_members(
     every ensemble.
     """
     parsed = parse_members(specs, ensemble)
+    if features and len(parsed) < 2:
+        raise ModelError(f"{ensemble}: at least two members are joined, got only {specs[0]!r}; run that method itself")
     for spec, name, _ in parsed:
         if features and not hasattr(registry.method_class(name), "feature_maps"):
             raise ModelError(
@@ -169,10 +142,18 @@ def fit_members(
     }
 
 
+def seconds_elsewhere(log: Mapping[str, Any] | None) -> float:
+    """What fitting the members of an ensemble's log took in other units, which lent them to it; 0 for other methods."""
+    how, seconds = (log or {}).get("members"), (log or {}).get("member_fit_s")
+    if not isinstance(how, Mapping) or not isinstance(seconds, Mapping):
+        return 0.0
+    return sum(seconds[spec] for spec, state in how.items() if state == "reused")
+
+
 def _fitted(member: Member, data: Split, context: Context, progress: Progress) -> Member:
     shared = context.extras.get("members")
     shared = {} if shared is None else shared
-    key = (member.spec, repr(member.config), len(data.members), data.held, current_precision())
+    key = (member.spec, repr(member.config), len(data.members), data.held, data.square, current_precision())
     known = shared.get(key)
     if isinstance(known, str):
         raise ModelError(f"member {member.spec} failed earlier for this category and seed: {known}")
@@ -189,7 +170,7 @@ def _fitted(member: Member, data: Split, context: Context, progress: Progress) -
             except Exception as error:
                 shared[key] = f"{type(error).__name__}: {error}"
                 raise ModelError(f"member {member.spec} could not be fitted: {error}") from error
-            member.seconds, member.how = time.perf_counter() - start, "fitted"
+            member.seconds, member.how = time.perf_counter() - start + seconds_elsewhere(member.log), "fitted"
             _save(member, path)
     shared[key] = member
     return member

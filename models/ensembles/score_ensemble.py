@@ -18,16 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.base import Config, Context, Detector, Images, ModelError, Prediction, Progress, no_progress
-from models.ensembles.feature_ensemble import CHUNK, SIX
-from models.ensembles.members import any_short, build_members, fit_members, hold_out
+from models.ensembles.calibration import Kind, calibrate, raw_values, table
+from models.ensembles.members import SIX, any_short, build_members, fit_members
+from models.ensembles.unseen import artificial_anomalies, hold_out, overall, pixel_quality, score_quality
+from models.nn.memory import note
 from models.nn.preprocess import Preprocess
-from models.nn.pseudo import pseudo_anomalies
-from models.nn.textures import EMBEDDED, Textures
+from models.nn.textures import EMBEDDED
 from models.nn.training import generator
 from models.registry import register
 
-STEPS = 1000  # order statistics that an empirical distribution keeps
 TIE = 1e-3  # weight of the mean where votes or trees tie
+SAME = 0.01  # weights whose largest and smallest differ by less make the weighted mean the mean
 LEARNED = ("weighted", "forest", "stacking")
 
 
@@ -35,7 +36,7 @@ LEARNED = ("weighted", "forest", "stacking")
 class ScoreEnsembleConfig(Config):
     members: tuple[str, ...] = SIX  # method@preset, settings after colons: ast@quick:epochs=8
     rule: Literal["mean", "weighted", "max", "vote", "forest", "stacking"] = "mean"
-    calibration: Literal["ecdf", "zscore", "minmax"] = "ecdf"
+    calibration: Kind = "ecdf"
     holdout: float = 0.2  # of the training pictures, for calibration where the data have no validation split
     size: int = 256  # px, to which every member's map is brought
     power: float = 4.0  # of the quality in the weights (CAWPE: Large, Lines, Bagnall 2019); 1 is plain weighting
@@ -77,14 +78,16 @@ class ScoreEnsemble(Detector):
     def __init__(self, config: ScoreEnsembleConfig, context: Context) -> None:
         super().__init__(config, context)
         self.preprocess = Preprocess((config.size, config.size))
-        self.members = build_members(config.members, context, "score_ensemble")
+        self.members = build_members(config.members, context, "score_ensemble")  # one: a member alone, for comparison
         self.tables: dict[str, Tensor] = {}  # everything that `fit` learns, by name; see `_prepare`
 
     def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
         """Members (fitted or reused), calibration, and for the learned rules their combiner.
 
-        The log has the members' logs, and for learned rules `quality` (image AUROC per member on the artificial
-        anomalies) and `weights`. Raises ModelError when no pictures are left that the members have not seen.
+        The log has the members' logs, and for learned rules `quality` (per member, how well its maps find artificial
+        anomalies: average precision of pixels, the mean over grades from faint to plain; of scores where a member has
+        no map), `quality_by_grade`, `weights` and their `weight_spread` (largest less smallest). Raises ModelError when
+        no pictures are left that the members have not seen.
         """
         config = self.config
         data = hold_out(train, validation, config.holdout, self.context)
@@ -106,42 +109,14 @@ class ScoreEnsemble(Detector):
         return {**log, "calibrated_on": len(data.unseen), "maps": maps is not None}
 
     def _raw(self, images: Images) -> tuple[Tensor, Tensor | None]:
-        """Members' own scores float64 [n, m], and their maps float32 [n, m, size, size] or None when one has none."""
-        size = (self.config.size, self.config.size)
-        scores, maps, complete = [], [], True
-        for start in range(0, len(images), CHUNK):
-            pictures = [images[i] for i in range(start, min(start + CHUNK, len(images)))]
-            row, layers = [], []
-            for member in self.members:
-                with torch.no_grad():
-                    found = member.detector.predict(pictures)
-                if found.anomaly_map is not None:
-                    restored = member.detector.preprocess.restore(found.anomaly_map, [size] * len(pictures))
-                    layers.append(torch.stack(restored).float().cpu())
-                if found.score is None and found.anomaly_map is None:
-                    raise ModelError(f"score_ensemble: member {member.spec} gave neither a score nor a map")
-                own = found.anomaly_map.flatten(1).amax(1) if found.score is None else found.score
-                row.append(own.double().cpu())
-            complete = complete and len(layers) == len(self.members)
-            scores.append(torch.stack(row, 1))
-            if complete:
-                maps.append(torch.stack(layers, 1))
-        return torch.cat(scores), torch.cat(maps) if complete else None
+        return raw_values(self.members, images, self.config.size)
 
     def _tables(self, values: Tensor) -> Tensor:
         """One calibration table per member from raw values [n, m, ...]: float64 [m, k]."""
         if not torch.isfinite(values).all():
             bad = [m.spec for i, m in enumerate(self.members) if not torch.isfinite(values[:, i]).all()]
             raise ModelError(f"score_ensemble: member {bad[0]} gave scores that are not finite on normal pictures")
-        own = values.transpose(0, 1).flatten(1).double().numpy()
-        if self.config.calibration == "zscore":
-            return torch.from_numpy(np.stack([own.mean(1), own.std(1)], 1))
-        if self.config.calibration == "minmax":
-            return torch.from_numpy(np.stack([own.min(1), own.max(1) - own.min(1)], 1))
-        count = min(STEPS, own.shape[1])
-        shares = np.linspace(0, 1, count)
-        table = np.stack([np.quantile(row, shares, method="higher") for row in own])
-        return torch.from_numpy(np.concatenate([table, own.std(1)[:, None]], 1))
+        return table(values.transpose(0, 1).flatten(1).numpy(), self.config.calibration)
 
     def _calibrated(self, values: Tensor, which: str) -> Tensor:
         """Raw values [n, m, ...] -> calibrated float64 of the same shape."""
@@ -152,31 +127,34 @@ class ScoreEnsemble(Detector):
 
     def _learn(self, unseen: Images, scores: Tensor, maps: Tensor | None) -> dict[str, Any]:
         """Qualities, and vectors with labels for forest and stacking, from artificial anomalies of unseen pictures."""
-        from sklearn.metrics import roc_auc_score
-
-        config = self.config
-        size = self.preprocess.size
-        draws = generator(self.context, "pseudo")
-        textures = Textures(config.textures or self.context.extras.get("textures"), size)
-        made = list(pseudo_anomalies(unseen, textures, draws))
+        config, size = self.config, self.preprocess.size
+        made = artificial_anomalies(unseen, config.textures, size, self.context)
+        grades = [anomaly.grade for anomaly in made]
         fake_scores, fake_maps = self._raw([anomaly.picture for anomaly in made])
-        labels = torch.cat([torch.zeros(len(scores)), torch.ones(len(fake_scores))])
-        vectors = self._calibrated(torch.cat([scores, fake_scores]), "scores")
-        quality = torch.tensor([float(roc_auc_score(labels, vectors[:, i])) for i in range(vectors.shape[1])]).double()
-        self.tables["quality"] = quality
+        masks = np.stack([self.preprocess.mask(anomaly.mask) for anomaly in made])
+        found = {
+            m.spec: score_quality(scores[:, i].numpy(), fake_scores[:, i].numpy(), grades) if fake_maps is None
+            else pixel_quality(fake_maps[:, i].numpy(), masks, grades) for i, m in enumerate(self.members)
+        }
+        self.tables["quality"] = torch.tensor([overall(by_grade) for by_grade in found.values()]).double()
         log: dict[str, Any] = {
-            "quality": {m.spec: round(float(q), 4) for m, q in zip(self.members, quality, strict=True)},
-            "artificial_anomalies": len(made),
+            "quality": {spec: round(overall(by_grade), 5) for spec, by_grade in found.items()},
+            "quality_by_grade": found, "artificial_anomalies": len(made),
         }
         if config.rule == "weighted":
-            log["weights"] = [round(float(w), 4) for w in self._weights()]
+            weights = self._weights()
+            log["weights"] = {m.spec: round(float(w), 5) for m, w in zip(self.members, weights, strict=True)}
+            log["weight_spread"] = round(float(weights.max() - weights.min()), 5)
+            if log["weight_spread"] < SAME:
+                note(f"the members' weights differ by less than {SAME}: the weighted mean is the mean")
             return log
+        vectors = self._calibrated(torch.cat([scores, fake_scores]), "scores")
+        labels = torch.cat([torch.zeros(len(scores)), torch.ones(len(fake_scores))])
         self.tables |= {"score_vectors": vectors, "score_labels": labels}
         if maps is not None and fake_maps is not None:
-            masks = torch.stack([torch.from_numpy(self.preprocess.mask(anomaly.mask)) for anomaly in made])
-            truth = torch.cat([torch.zeros(len(maps), *size, dtype=torch.bool), masks])
+            truth = torch.cat([torch.zeros(len(maps), *size, dtype=torch.bool), torch.from_numpy(masks)])
             pixels = self._calibrated(torch.cat([maps, fake_maps]), "maps").movedim(1, -1).flatten(0, 2)
-            chosen = _balanced(truth.flatten(), config.pixels, draws)
+            chosen = _balanced(truth.flatten(), config.pixels, generator(self.context, "pixels"))
             self.tables |= {"map_vectors": pixels[chosen], "map_labels": truth.flatten()[chosen].double()}
         return log
 
@@ -251,34 +229,6 @@ class ScoreEnsemble(Detector):
             member.detector.load_state_dict(saved)
         self.tables = dict(state["tables"])
         self._prepare()
-
-
-def calibrate(values: Tensor, table: Tensor, kind: str) -> Tensor:
-    """Raw values of one member -> float64 of the same shape, strictly increasing in the raw value.
-
-    zscore: table is (mean, standard deviation). minmax: (smallest, range); nothing is clamped.
-    ecdf: table is the sorted normal values and, last, their standard deviation. The result is the share of normal
-        values that are not above, linear in between. Plain, this ties everything above the highest normal value,
-        where anomalies lie; so beyond it the value goes on rising from 1 towards one further step, and below the
-        lowest it falls from the first step towards 0, both with the distance in standard deviations.
-    """
-    values = values.double()
-    if kind != "ecdf":
-        return (values - table[0]) / _positive(table[1])
-    knots, spread = table[:-1], _positive(table[-1])
-    count = len(knots)
-    above = torch.searchsorted(knots, values.contiguous(), right=True)  # how many knots are not above
-    low, high = knots[(above - 1).clamp_min(0)], knots[above.clamp_max(count - 1)]
-    between = (values - low) / _positive(high - low)
-    over, under = ((values - knots[-1]) / spread).clamp_min(0), ((knots[0] - values) / spread).clamp_min(0)
-    step = torch.where(above == count, over / (1 + over), between)
-    step = torch.where(above == 0, 1 / (1 + under), step)
-    return (above + step) / count
-
-
-def _positive(x: Tensor) -> Tensor:
-    """x where it is above zero, else 1: a constant member divides by nothing."""
-    return torch.where(x > 0, x, 1.0)
 
 
 def _squashed(x: Tensor) -> Tensor:

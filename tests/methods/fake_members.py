@@ -26,11 +26,13 @@ class FakeMapsConfig(Config):
     seed: int = 0
     gain: float = 1.0
     maps: bool = True  # whether `predict` gives a map
+    noise: float = 0.0  # added to the map, as a share of its largest value
 
 
 @register("fake_maps", presets={
     "one": FakeMapsConfig(), "two": FakeMapsConfig(size=64, channels=(8, 12), seed=1, gain=20.0),
     "crop": FakeMapsConfig(size=40, crop=32, channels=(5,), seed=2), "plain": FakeMapsConfig(seed=3, maps=False),
+    "noisy": FakeMapsConfig(seed=4, noise=0.2),
 })
 class FakeMaps(Detector):
     """Distance to the mean picture; its feature maps are random mixtures of the difference."""
@@ -54,6 +56,9 @@ class FakeMaps(Detector):
 
     def predict(self, batch: Images) -> Prediction:
         distance = (self.preprocess(batch) - self.mean).square().mean(1) * self.config.gain
+        if self.config.noise:
+            random = torch.Generator().manual_seed(int(distance.sum()))
+            distance = distance + self.config.noise * distance.max() * torch.rand(distance.shape, generator=random)
         return Prediction(distance if self.config.maps else None, distance.flatten(1).amax(1))
 
     def feature_maps(self, batch: Images) -> list[Tensor]:

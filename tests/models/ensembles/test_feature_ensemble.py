@@ -16,23 +16,21 @@ from sklearn.metrics import roc_auc_score
 from models import registry
 from models.base import Context, ModelError
 from models.ensembles import feature_ensemble
-from models.ensembles.feature_ensemble import (
-    Block,
-    FeatureEnsemble,
-    FeatureEnsembleConfig,
-    MapStore,
-    kept_maps,
-    spread,
-    to_grid,
-)
-from models.ensembles.members import build_members, fit_members, hold_out
+from models.ensembles.feature_ensemble import FeatureEnsemble, FeatureEnsembleConfig
+from models.ensembles.grid import to_grid
+from models.ensembles.maps import MapStore, kept_maps
+from models.ensembles.members import build_members, fit_members
+from models.ensembles.projection import Block, spread
+from models.ensembles.unseen import hold_out, overall
 from models.nn import training
 from models.nn.preprocess import Preprocess
 from models.weights import WeightStore
 from tests.conftest import picture
 
 THREE = ("fake_maps@one", "fake_maps@two", "fake_maps@crop")
-CONFIG = FeatureEnsembleConfig(members=THREE, grid=8, maps=10, hidden=32, epochs=30, size=64, sigma=1.0, lr=2e-3)
+CONFIG = FeatureEnsembleConfig(
+    members=THREE, grid=8, maps=10, hidden=32, epochs=30, train_batch=4, size=64, sigma=1.0, lr=2e-3, noise_std=(0.3,)
+)
 
 
 def context(shared: dict | None = None, folder: Path | None = None, scratch: Path | None = None) -> Context:
@@ -253,8 +251,9 @@ def test_of_several_noise_levels_the_one_that_finds_artificial_anomalies_is_kept
     qualities = {float(level): value for level, value in log["noise_quality"].items()}
     assert set(qualities) == set(levels) and log["noise_std"] == max(qualities, key=qualities.get)
     assert qualities[1e-4] < qualities[log["noise_std"]] - 0.02  # fakes that cannot be told from normal teach nothing
-    joined, masks = ensemble._judges(extra or hold_out(train, None, 0.2, context()).unseen)
-    assert ensemble._quality(joined, masks) == pytest.approx(qualities[log["noise_std"]], abs=1e-5)  # its head is back
+    found = ensemble._quality(*ensemble._judges(hold_out(train, extra, 0.2, context())))
+    assert overall(found) == pytest.approx(qualities[log["noise_std"]], abs=1e-5)  # its head is back
+    assert found["faint"] < found["plain"]
     assert counts == [20 if extra else 16] * 3  # held-back pictures judge and are not learnt from
 
 
@@ -273,8 +272,8 @@ def test_noise_levels_are_judged_where_anomalies_give_huge_features(monkeypatch:
 
 
 @pytest.mark.parametrize(("members", "message"), [
-    (("fake_maps@one",), "at least two members, got only 'fake_maps@one'"),
-    ((), "at least two members, got none"),
+    (("fake_maps@one",), "at least two members are joined, got only 'fake_maps@one'"),
+    ((), "no members; give them as members=a,b"),
     (("fake_maps@one", "fake_maps"), "'fake_maps@one' is named twice"),
     (("fake_maps@one", "fake@plain"), "'fake@plain' gives no feature maps"),
     (("fake_maps@one", "patchcor"), "unknown method 'patchcor'"),

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
-from tests.models.test_feature_ensemble import context, pictures
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from models import registry
 from models.base import ModelError
-from models.ensembles.score_ensemble import ScoreEnsemble, ScoreEnsembleConfig, calibrate
-from models.nn.pseudo import KINDS, pseudo_anomalies
+from models.ensembles.calibration import calibrate
+from models.ensembles.score_ensemble import ScoreEnsemble, ScoreEnsembleConfig
+from models.ensembles.unseen import overall, pixel_quality, score_quality
+from models.nn.memory import noted
+from models.nn.pseudo import GRADES, KINDS, pseudo_anomalies
 from models.nn.textures import EMBEDDED, Textures
+from tests.models.ensembles.test_feature_ensemble import context, pictures
 
 TWO = ("fake_maps@one", "fake_maps@two")
 CONFIG = ScoreEnsembleConfig(members=TWO, size=48, trees=20, forest_grid=24, pixels=2000)
@@ -120,10 +124,48 @@ def test_a_validation_split_is_used_for_calibration_and_then_nothing_is_held_bac
 
 
 def test_weights_follow_the_quality_on_artificial_anomalies() -> None:
-    log = build("weighted").fit(pictures(30), None)
-    quality, weights = list(log["quality"].values()), log["weights"]
+    log = build("weighted", members=("fake_maps@one", "fake_maps@noisy")).fit(pictures(30), None)
+    quality, weights = list(log["quality"].values()), list(log["weights"].values())
     assert log["artificial_anomalies"] == 12 and sum(weights) == pytest.approx(1, abs=1e-3)
+    assert quality[1] < 0.9 * quality[0], "a member whose maps are half noise must be told from one without"
     assert weights[0] / weights[1] == pytest.approx((quality[0] / quality[1]) ** 4, rel=1e-2)
+    assert log["weight_spread"] == pytest.approx(weights[0] - weights[1], abs=1e-4)
+    assert set(log["quality_by_grade"]["fake_maps@one"]) == {grade.name for grade in GRADES}
+
+
+def test_a_weighted_mean_that_is_the_mean_says_so() -> None:
+    for members, equal in ((("fake_maps@one", "fake_maps@one:gain=2"), True),
+                           (("fake_maps@one", "fake_maps@noisy"), False)):
+        with noted() as remarks:
+            build("weighted", members=members).fit(pictures(30), None)
+        assert any("the weighted mean is the mean" in remark for remark in remarks) == equal
+
+
+def test_a_single_member_is_that_member() -> None:
+    ensemble = build(members=("fake_maps@two",), size=64, calibration="zscore")
+    alone = build(members=("fake_maps@two",))
+    ensemble.fit(pictures(30), None)
+    test = pictures(6, seed=1) + pictures(6, seed=2, spots=True)
+    alone.fit(pictures(30), None)
+    theirs, ours = alone.members[0].detector.predict(test), ensemble.predict(test)
+    assert torch.equal(ours.score.argsort(), theirs.score.argsort())
+    assert torch.corrcoef(torch.stack([ours.anomaly_map.flatten(), theirs.anomaly_map.flatten()]))[0, 1] > 0.999999
+
+
+@pytest.mark.parametrize("kind", ["pixel", "score"])
+def test_quality_by_grade_is_scikit_learns_average_precision(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    grades = ["faint", "plain", "faint", "plain", "plain"]
+    if kind == "pixel":
+        maps, masks = rng.random((5, 6, 7)), rng.random((5, 6, 7)) > 0.7
+        found = pixel_quality(maps, masks, grades)
+        expected = average_precision_score(masks[[0, 2]].ravel(), maps[[0, 2]].ravel())
+    else:
+        normal, scores = rng.random(9), rng.random(5)
+        found = score_quality(normal, scores, grades)
+        expected = average_precision_score([0] * 9 + [1] * 2, [*normal, scores[0], scores[2]])
+    assert set(found) == {"faint", "plain"} and found["faint"] == pytest.approx(expected)
+    assert overall(found) == pytest.approx((found["faint"] + found["plain"]) / 2)
 
 
 def test_no_map_when_a_member_has_none() -> None:
@@ -135,8 +177,8 @@ def test_no_map_when_a_member_has_none() -> None:
 
 
 def test_wrong_wishes_are_refused() -> None:
-    with pytest.raises(ModelError, match="at least two members"):
-        build(members=("fake_maps@one",))
+    with pytest.raises(ModelError, match="no members; give them as members=a,b"):
+        build(members=())
     with pytest.raises(ModelError, match="0 normal pictures are left for calibration"):
         build(holdout=0.0).fit(pictures(12), None)
     with pytest.raises(ModelError, match="1 normal pictures are left"):
@@ -146,25 +188,31 @@ def test_wrong_wishes_are_refused() -> None:
 
 
 def test_artificial_anomalies() -> None:
-    source = pictures(6)
+    source = pictures(32)
     made = list(pseudo_anomalies(source, Textures(EMBEDDED, (32, 32)), torch.Generator().manual_seed(0)))
-    assert len(made) == 12 and {m.kind for m in made} == set(KINDS)
+    assert len(made) == 64 and {(m.kind, m.grade) for m in made} == {(k, g.name) for k in KINDS for g in GRADES}
     for anomaly in made:
         normal = source[anomaly.source]
         changed = (anomaly.picture != normal).any(2)
         assert anomaly.picture.dtype == np.uint8 and anomaly.picture.shape == normal.shape
-        assert not (changed & ~anomaly.mask).any() and changed[anomaly.mask].mean() > 0.5
-        share = anomaly.mask.mean()
-        assert 0 < share < 0.9 if anomaly.kind == "structural" else 0.005 < share < 0.1
+        assert np.array_equal(changed, anomaly.mask) and 0 < anomaly.mask.mean() < 0.1
     again = list(pseudo_anomalies(source, Textures(EMBEDDED, (32, 32)), torch.Generator().manual_seed(0)))
     assert all(np.array_equal(a.picture, b.picture) for a, b in zip(made, again, strict=True))
+    change, area = (
+        [np.mean([measure(m) for m in made if m.grade == grade.name]) for grade in GRADES]
+        for measure in (
+            lambda m: np.abs(m.picture.astype(float) - source[m.source])[m.mask].mean(), lambda m: m.mask.mean(),
+        )
+    )
+    assert all(b > 1.4 * a for a, b in pairwise(change)), "each grade changes its pixels more than the one before"
+    assert all(b > 1.1 * a for a, b in pairwise(area)), "and is larger"
 
 
 def test_duplicated_patch_comes_from_the_picture() -> None:
     rng = np.random.default_rng(0)
     source = rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)
-    made = list(pseudo_anomalies([source, source], Textures(EMBEDDED, (16, 16)), torch.Generator().manual_seed(1)))
-    duplicate = next(m for m in made if m.kind == "duplicated")
+    made = pseudo_anomalies([source] * 8, Textures(EMBEDDED, (16, 16)), torch.Generator().manual_seed(1))
+    duplicate = next(m for m in made if m.kind == "duplicated" and m.grade == "plain")
     rows, columns = np.nonzero(duplicate.mask)
     patch = duplicate.picture[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     windows = np.lib.stride_tricks.sliding_window_view(source, patch.shape)
