@@ -17,7 +17,7 @@ from models import registry
 from models.base import Context, ModelError
 from models.ensembles import feature_ensemble
 from models.ensembles.feature_ensemble import FeatureEnsemble, FeatureEnsembleConfig
-from models.ensembles.grid import to_grid
+from models.ensembles.grid import Squares, from_square, to_grid
 from models.ensembles.maps import MapStore, kept_maps
 from models.ensembles.members import build_members, fit_members
 from models.ensembles.projection import Block, spread
@@ -147,6 +147,37 @@ def test_maps_of_a_cropping_member_lie_where_the_picture_has_them() -> None:
     assert (cropped[..., 0] - cropped[..., 1]).abs().max() < 1e-6  # outside: the nearest value
     fine = to_grid(ramp, Preprocess((320, 320)), 16)
     torch.testing.assert_close(fine[..., 1:-1], whole[..., 1:-1], atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(30, 50), (50, 30), (31, 50), (40, 40)])
+def test_padding_to_a_square_and_back(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    picture = F.interpolate(torch.from_numpy(rng.random((1, 3, 6, 6))), shape, mode="bilinear")[0]
+    picture = (picture.permute(1, 2, 0) * 255).byte().numpy()
+    padded = Squares([picture])[0]
+    side, (height, width) = max(shape), shape
+    assert padded.shape == (side, side, 3)
+    top, left = (side - height) // 2, (side - width) // 2
+    assert np.array_equal(padded[top : top + height, left : left + width], picture)
+    assert (padded[0] == padded[top]).all() and (padded[:, -1] == padded[:, left + width - 1]).all()
+    maps = F.interpolate(torch.from_numpy(padded).float().mean(2)[None, None], (200, 200), mode="bilinear")[0]
+    found = from_square(maps, [shape])
+    expected = F.interpolate(torch.from_numpy(picture).float().mean(2)[None, None], (200, 200), mode="bilinear")[0]
+    torch.testing.assert_close(found, expected, atol=3.0, rtol=0)
+
+
+def test_padded_ensembles_have_members_of_their_own_and_find_spots_where_they_are() -> None:
+    shared: dict = {}
+    plain = fitted(context(shared))[1]
+    ensemble, log = fitted(context(shared), pad_square=True, noise_std=(0.3, 1.0))
+    assert set(plain["members"].values()) == {"fitted"} == set(log["members"].values())
+    assert log["noise_quality"][f"{log['noise_std']:g}"] > 0.1  # a hundredth of the pixels is anomalous
+    test = [picture.copy() for picture in pictures(4, seed=1)]  # 48 x 60
+    for image in test:
+        image[2:14, 40:52] = 250
+    found = ensemble.predict(test).anomaly_map
+    peaks = [divmod(int(m.argmax()), 64) for m in found]
+    assert all(abs(y - 8 / 48 * 64) < 8 and abs(x - 46 / 60 * 64) < 8 for y, x in peaks), peaks
 
 
 def test_kept_maps_survive_half_precision_and_files(tmp_path: Path) -> None:
