@@ -58,19 +58,23 @@ class FeatureEnsembleConfig(Config):
     textures: str | None = EMBEDDED  # folder of natural pictures for the artificial anomalies that choose noise_std
 
     def __post_init__(self) -> None:
-        if not self.noise_std or min(self.noise_std) <= 0 or len(set(self.noise_std)) < len(self.noise_std):
-            raise ModelError(
-                f"feature_ensemble: noise_std={self.noise_std}; give one level above 0, or several different ones"
-            )
+        levels = self.noise_std
+        if not levels or min(levels) <= 0 or len(set(levels)) < len(levels):
+            raise ModelError(f"feature_ensemble: noise_std={levels}; give one level above 0, or several different ones")
 
     @property
     def short(self) -> bool:
         return self.shortened or any_short(self.members)
 
 
-SMALL = {
+SMALL = {  # three noise levels are trained: half the epochs of a single one's 40
     "members": ("patchcore@resnet18", "simplenet@resnet18", "ast@quick"),
-    "maps": 128, "member_maps": (43,), "hidden": 128, "epochs": 8, "lr": 1e-3, "shortened": True,
+    "maps": 192, "member_maps": (64,), "hidden": 256, "epochs": 20, "lr": 1e-3, "shortened": True,
+}
+# sized for one core: pictures at 128 px, a 16 x 16 grid
+TINY = {
+    "members": ("patchcore@demo", "simplenet@demo", "ast@tiny"), "grid": 16,
+    "maps": 96, "member_maps": (32,), "hidden": 128, "epochs": 20, "lr": 1e-3, "shortened": True,
 }
 
 
@@ -78,12 +82,14 @@ SMALL = {
     "global_pair": FeatureEnsembleConfig(),
     "independent_pair": FeatureEnsembleConfig(block="independent"),
     "global_all": FeatureEnsembleConfig(members=SIX),
-    "independent_all": FeatureEnsembleConfig(
-        members=SIX, block="independent", member_maps=(128, 128, 128, 64, 128, 128)  # DRAEM's map has 64 channels
+    "independent_all": FeatureEnsembleConfig(  # DRAEM's map has 64 channels
+        members=SIX, block="independent", member_maps=(128, 128, 128, 64, 128, 128)
     ),
     "global_pair_padded": FeatureEnsembleConfig(pad_square=True),
     "resnet18_global": FeatureEnsembleConfig(**SMALL),
     "resnet18_independent": FeatureEnsembleConfig(**SMALL, block="independent"),
+    "tiny_global": FeatureEnsembleConfig(**TINY),
+    "tiny_independent": FeatureEnsembleConfig(**TINY, block="independent"),
     "resnet18_global_padded": FeatureEnsembleConfig(**SMALL, pad_square=True),
     "demo": FeatureEnsembleConfig(
         members=("patchcore@demo", "simplenet@demo"), grid=16, maps=64, hidden=64, epochs=20, lr=1e-3, size=128,
@@ -98,11 +104,9 @@ class FeatureEnsemble(Detector):
 
     def __init__(self, config: FeatureEnsembleConfig, context: Context) -> None:
         super().__init__(config, context)
-        if config.block == "independent" and len(config.member_maps) not in (1, len(config.members)):
-            raise ModelError(
-                f"feature_ensemble: member_maps has {len(config.member_maps)} numbers for {len(config.members)} "
-                "members; give one for all, or one for each"
-            )
+        wanted, own = len(config.member_maps), len(config.members)
+        if config.block == "independent" and wanted not in (1, own):
+            raise ModelError(f"feature_ensemble: member_maps has {wanted} numbers for {own} members; give one or {own}")
         self.preprocess = Preprocess((config.size, config.size))
         self.members = build_members(config.members, context, "feature_ensemble", features=True)
         self.block = Block(config.block, config.grid)
@@ -112,16 +116,14 @@ class FeatureEnsemble(Detector):
         """Members (fitted or reused), PCA on the training pictures, then the discriminator on all of them.
 
         Of several `noise_std` each gets a discriminator, trained on the pictures that the members saw; the one that
-        finds artificial anomalies in the others best is kept (`noise_std`, `noise_quality` in the log: average
-        precision of pixels, the mean over grades). The log has the discriminator's loss, per member what was kept of it
-        (`explained`, `loading`), and the members' own logs. Raises ModelError for a member that fails, and when more
-        components are asked for than exist.
+        finds artificial anomalies in the others best is kept (`noise_std` and `noise_quality` in the log, as
+        `pixel_quality`). The log has the discriminator's loss, what was kept of each member (`explained`, `loading`),
+        and the members' logs. Raises ModelError for a member that fails, or more components than there are channels.
         """
         config, context = self.config, self.context
         if not len(train_images):
             raise ModelError("feature_ensemble: there are no training pictures; check the category's train folder")
-        data = hold_out(train_images, validation, config.holdout, context)
-        several = len(config.noise_std) > 1
+        data, several = hold_out(train_images, validation, config.holdout, context), len(config.noise_std) > 1
         if several and not len(data.unseen):
             raise ModelError(
                 "feature_ensemble: several noise levels are judged on artificial anomalies made from pictures that the "
@@ -131,7 +133,7 @@ class FeatureEnsemble(Detector):
         log = fit_members(self.members, seen, context, lambda done, total, /, **v: progress(done, 2 * total, **v))
         joined = self._train_block(train_images, log)
         judges = self._judges(data) if several else None
-        learnt = sorted(set(range(len(joined))) - set(data.held)) if several else list(range(len(joined)))
+        learnt = [i for i in range(len(joined)) if not several or i not in data.held]
         best: dict[str, Any] = {}
         quality: dict[str, dict[str, float]] = {}
         for i, level in enumerate(config.noise_std):
@@ -146,12 +148,11 @@ class FeatureEnsemble(Detector):
             quality[f"{level:g}"] = found
         self.head.load_state_dict(trained)
         if judges:
-            best["noise_quality"] = {level: round(overall(found), 5) for level, found in quality.items()}
-            best["noise_quality_by_grade"] = quality
+            log["noise_quality"] = {level: round(overall(found), 5) for level, found in quality.items()}
+            log["noise_quality_by_grade"] = quality
         return {**best, **log, "channels": joined.shape[1]}
 
     def _shaped(self, images: Images) -> Images:
-        """What members see of the pictures."""
         return Squares(images) if self.config.pad_square else images
 
     @torch.no_grad()
@@ -181,10 +182,10 @@ class FeatureEnsemble(Detector):
                 real = self.head["adapter"](real)
             return noise_loss(self.head["discriminator"], real, level, config.margin, noise)
 
-        scratch = context.scratch / "head" / f"noise_{level}" if context.scratch else None
+        own = replace(context, scratch=context.scratch / "head" / f"noise_{level}" if context.scratch else None)
         return train(
             step, {"head": self.head}, [optimizer(self.head, config.lr)], count=len(learnt), batch=config.train_batch,
-            epochs=config.epochs, context=replace(context, scratch=scratch), key=(key, level), progress=progress,
+            epochs=config.epochs, context=own, key=(key, level), progress=progress,
         )
 
     @torch.no_grad()
@@ -201,9 +202,7 @@ class FeatureEnsemble(Detector):
         return torch.cat(joined), masks, [anomaly.grade for anomaly in made], [p.shape[:2] for p in pictures]
 
     @torch.no_grad()
-    def _quality(
-        self, joined: Tensor, masks: np.ndarray, grades: list[str], sizes: list[tuple[int, int]]
-    ) -> dict[str, float]:
+    def _quality(self, joined: Tensor, masks: np.ndarray, grades: list[str], sizes: Sequence[Any]) -> dict[str, float]:
         """What the discriminator's maps of the artificial anomalies are worth, by grade."""
         maps = torch.cat([
             self._judged(joined[first : first + CHUNK].to(self.context.device), sizes[first : first + CHUNK])[0].cpu()

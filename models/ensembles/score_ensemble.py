@@ -53,6 +53,8 @@ class ScoreEnsembleConfig(Config):
 
 RESNET18 = {"members": ("patchcore@resnet18", "simplenet@resnet18", "ast@quick")}
 
+TINY = {"members": ("patchcore@demo", "simplenet@demo", "ast@tiny")}  # for one core, pictures at 128 px
+
 
 @register("score_ensemble", presets={
     "mean": ScoreEnsembleConfig(),
@@ -67,6 +69,9 @@ RESNET18 = {"members": ("patchcore@resnet18", "simplenet@resnet18", "ast@quick")
     "resnet18_vote": ScoreEnsembleConfig(**RESNET18, rule="vote"),
     "resnet18_forest": ScoreEnsembleConfig(**RESNET18, rule="forest"),
     "resnet18_stacking": ScoreEnsembleConfig(**RESNET18, rule="stacking"),
+    "tiny_mean": ScoreEnsembleConfig(**TINY),
+    "tiny_weighted": ScoreEnsembleConfig(**TINY, rule="weighted"),
+    "tiny_stacking": ScoreEnsembleConfig(**TINY, rule="stacking"),
     "demo": ScoreEnsembleConfig(members=("patchcore@demo", "simplenet@demo"), size=128),
 })
 class ScoreEnsemble(Detector):
