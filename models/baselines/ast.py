@@ -50,9 +50,7 @@ class AstConfig(Config):
     learning_rate: float = 2e-4
     weight_decay: float = 1e-5
     score: Literal["mean", "max"] = "mean"  # over the map; the mean where only RGB is given (Sec. 4.2.4)
-    # what `feature_maps` gives to an ensemble; not the squared difference, which on artificial anomalies is so heavy-
-    # tailed that it dominates whatever it is joined with
-    cut: Literal["student", "difference", "teacher"] = "student"
+    cut: Literal["student", "difference", "teacher"] = "student"  # what `feature_maps` gives to an ensemble
 
 
 @register("ast", presets={

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from benchmarks.report.numbers import published, suites
-from benchmarks.report.numbers.pool import Pool, Record
+from benchmarks.report.numbers.pool import Pool, Record, cost
 from benchmarks.report.numbers.suites import ANY, Line, Need, TableSpec
 
 MARKS = {
@@ -157,12 +157,10 @@ def _values(runs: dict[int, Record], metric: str) -> tuple[dict[int, float], tup
     other = part in ("images", "timing", "memory")
     values = {}
     for seed, record in runs.items():
-        source = (record.get(part) or {}) if other else record["metrics"]
-        name = key if other else metric
-        value = source.get(name)
+        value = cost(record, part, key) if other else record["metrics"].get(metric)
         if value is None:
             reason = (record.get("undefined") or {}).get(metric)
-            if reason or (not other and name in source):
+            if reason or (not other and metric in record["metrics"]):
                 return {}, ("undefined", reason or "no reason recorded")
             return {}, ("absent", f"{record['unit']['method']} gives no {metric}")
         if not math.isfinite(value):

@@ -22,6 +22,21 @@ class ReportError(ValueError):
     """Records that cannot stand in one view, or a view that does not exist. The message says what to do."""
 
 
+def cost(record: Record, part: str, name: str) -> Any:
+    """A number from `timing` or `memory`; None where the record has none.
+
+    timing/training_s: `fit_s`, and for an ensemble what fitting its members took in the units that lent them to it, so
+    that it costs the same whether it came first or last.
+    """
+    if (part, name) != ("timing", "training_s"):
+        return (record.get(part) or {}).get(name)
+    own, log = cost(record, "timing", "fit_s"), record.get("training") or {}
+    how, seconds = log.get("members"), log.get("member_fit_s")
+    if own is None or not isinstance(how, Mapping) or not isinstance(seconds, Mapping):
+        return own
+    return own + sum(seconds[member] for member, state in how.items() if state == "reused")
+
+
 @dataclass
 class Pool:
     """Finished records by (method, preset, dataset, category), then by seed.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.report.numbers.compare import Comparison
-from benchmarks.report.numbers.pool import Pool
+from benchmarks.report.numbers.pool import Pool, cost
 from benchmarks.report.text import markdown as tables
 from benchmarks.report.text.grid import number
 
@@ -22,7 +22,7 @@ class Plain:
 
 
 COSTS = (
-    ("timing", "fit_s", "training (s)", 1), ("timing", "images_per_s", "test pictures per second", 1),
+    ("timing", "training_s", "training (s)", 1), ("timing", "images_per_s", "test pictures per second", 1),
     ("timing", "total_s", "unit in all (s)", 1), ("memory", "peak_host_mb", "peak host memory (MiB)", 0),
     ("memory", "peak_device_mb", "peak device memory (MiB)", 0),
 )
@@ -41,7 +41,7 @@ def cost_table(found: Pool, methods: Sequence[str]) -> Plain:
         for device, records in sorted(by_device.items()):
             shown = []
             for part, name, _, digits in COSTS:
-                values = [v for r in records if isinstance(v := (r.get(part) or {}).get(name), int | float)]
+                values = [v for r in records if isinstance(v := cost(r, part, name), int | float)]
                 shown.append(number(_median(values), digits) if values else "—")
             rows.append((method, device, str(len(records)), *shown))
     return Plain("Time and memory, medians over units", ("method", "device", "units", *(c[2] for c in COSTS)), rows)
