@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.base import Config, Context, Detector, Images, ModelError, Prediction, Progress, no_progress
+from models.base import Context, Detector, Images, ModelError, Prediction, Progress, no_progress
 from models.ensembles.grid import Squares, from_square
 from models.ensembles.maps import kept_maps
 from models.ensembles.members import CHUNK, PAIR, SIX, any_short, build_members, chunks, fit_members
-from models.ensembles.projection import Block
+from models.ensembles.projection import Block, BlockConfig
 from models.ensembles.unseen import Split, artificial_anomalies, hold_out, overall, pixel_quality
 from models.nn.discriminator import TRAIN_BATCH, Discriminator, map_and_score, noise_loss, optimizer, start
 from models.nn.preprocess import Preprocess
@@ -30,16 +30,8 @@ from models.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureEnsembleConfig(Config):
-    members: tuple[str, ...] = PAIR  # method@preset, settings after colons: ast@quick:cut=student
-    block: Literal["global", "independent"] = "global"
-    grid: int = 32  # positions per side of the joined map; open in the thesis
-    maps: int = 512  # global block: components kept; open in the thesis
-    member_maps: tuple[int, ...] = (128,)  # independent block: per member, one number for all or one each; open
-    variance: float = 0.0  # above 0: keep enough components for this share of variance instead of a fixed number
-    scaling: Literal["member", "channel", "none"] = "member"  # before PCA: one scalar per member, per channel, or none
-    whiten: bool = False  # after PCA: every component to unit variance, instead of unit variance on average
-    pca_positions: int = 100_000  # drawn over all training pictures
+class FeatureEnsembleConfig(BlockConfig):
+    members: tuple[str, ...] = PAIR  # method@preset, settings after colons: ast@quick:cut=teacher
     adapter: bool = False  # a linear layer trained with the discriminator; the thesis puts q in the adapter's place
     # of the fake features, in units of the joined features' mean standard deviation; open in the thesis. The level
     # whose discriminator finds artificial anomalies best is kept: 0.015 (SimpleNet) to 0.1 hardly leave the normal

@@ -1,23 +1,34 @@
-"""Transformation blocks: members' maps scaled, reduced by principal components and joined on one grid (thesis, blocks
-"global" and "independent")."""
+"""Transformation blocks: members' maps scaled, reduced by principal components and joined on one grid."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import ModelError
+from models.base import Config, ModelError
 from models.ensembles.grid import to_grid
 from models.ensembles.maps import MapStore
 from models.ensembles.members import CHUNK, Member
 from models.nn.pca import Components, Covariance, loadings, positions, principal_components
 
-if TYPE_CHECKING:
-    from models.ensembles.feature_ensemble import FeatureEnsembleConfig
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig(Config):
+    """Settings of a transformation block; the thesis names the two blocks and leaves the numbers open."""
+
+    block: Literal["global", "independent"] = "global"
+    grid: int = 32  # positions per side of the joined map; open in the thesis
+    maps: int = 512  # global block: components kept; open in the thesis
+    member_maps: tuple[int, ...] = (128,)  # independent block: per member, one number for all or one each; open
+    variance: float = 0.0  # above 0: keep enough components for this share of variance instead of a fixed number
+    scaling: Literal["member", "channel", "none"] = "member"  # before PCA: one scalar per member, per channel, or none
+    whiten: bool = False  # after PCA: every component to unit variance, instead of unit variance on average
+    pca_positions: int = 100_000  # drawn over all training pictures
 
 
 class Projection(nn.Module):
@@ -65,7 +76,7 @@ class Block(nn.Module):
         return [torch.cat(resized, 1)]
 
     def fit(
-        self, members: Sequence[Member], stores: Sequence[Sequence[MapStore]], config: FeatureEnsembleConfig,
+        self, members: Sequence[Member], stores: Sequence[Sequence[MapStore]], config: BlockConfig,
         random: torch.Generator, device: torch.device,
     ) -> dict[str, Any]:
         """PCA on positions drawn from the training maps. Returns per member `maps`, `explained` and `loading`."""
@@ -84,7 +95,7 @@ class Block(nn.Module):
         return self._fit_independent(sums, channels, [m.spec for m in members], config)
 
     def _fit_global(
-        self, covariance: Covariance, sizes: list[int], specs: list[str], config: FeatureEnsembleConfig
+        self, covariance: Covariance, sizes: list[int], specs: list[str], config: BlockConfig
     ) -> dict[str, Any]:
         scale = torch.cat([
             _scale(variances, config.scaling) for variances in covariance.matrix.diagonal().split(sizes)
@@ -98,7 +109,7 @@ class Block(nn.Module):
         }
 
     def _fit_independent(
-        self, sums: list[Covariance], channels: list[list[int]], specs: list[str], config: FeatureEnsembleConfig
+        self, sums: list[Covariance], channels: list[list[int]], specs: list[str], config: BlockConfig
     ) -> dict[str, Any]:
         wanted = config.member_maps * len(specs) if len(config.member_maps) == 1 else config.member_maps
         rest = iter(sums)
