@@ -142,7 +142,7 @@ def demo(args: argparse.Namespace) -> int:
 def _launch(args: argparse.Namespace, plan: Plan) -> tuple[int, list[dict[str, Any]]]:
     """Run what is missing and say what happened; the exit code and the finished records of the whole plan."""
     from benchmarks.launchers import local
-    from benchmarks.launchers.local import Outcome
+    from benchmarks.launchers.common import Outcome
     from benchmarks.store import Store
 
     store = Store(args.results)

@@ -1,1 +1,1 @@
-"""Ways to run jobs: in worker processes of this machine, or on a Ray cluster."""
+"""Ways to run jobs: `local` in worker processes of this machine, `ray` on a cluster."""

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.errors import UsageError
-from benchmarks.launchers import local
-from benchmarks.launchers.local import Bars, Interrupts, Outcome, acquire
+from benchmarks.launchers import local, memory
+from benchmarks.launchers.common import Interrupts, Outcome, acquire, lost
+from benchmarks.launchers.progress import Bars
 from benchmarks.store import Store, write_atomic
 from benchmarks.units import Job
 
@@ -62,7 +63,7 @@ def run(
     store = Store(jobs[0].results)
     store.check_writable()
     _connect(ray, address, workers)
-    bars = Bars(len(jobs), workers, quiet)
+    bars = Bars(len(jobs), quiet)
     threads = max(1, len(os.sched_getaffinity(0)) // workers) if address is None else 1
     if gpus_per_unit is None:
         gpus_per_unit = gpu_share(jobs[0].device, ray.cluster_resources().get("GPU", 0), workers)
@@ -164,10 +165,10 @@ def _task(pickled: bytes, data: bytes | None, threads: int, probe: str) -> tuple
             records: list[dict] = []
             outcome = local.run([job], quiet=True, on_record=records.append)
             why = next(iter(outcome.failed.values()), "the task was stopped")
-            record = records[0] if records else local.lost(job, why)
+            record = records[0] if records else lost(job, why)
         else:
             record = run_unit(job, lambda phase, done, total, values: None)
-        local.tidy_memory()
+        memory.tidy()
         scores = Store(job.results).path(job).with_suffix(".npz")
         maps = None
         if maps_dir(job).is_dir() and record["status"] == "ok":
@@ -193,15 +194,12 @@ def _gather(ray: Any, reference: Any, job: Job, store: Store, outcome: Outcome, 
         record, scores, maps = ray.get(reference)
         record = json.loads(record)
     except ray.exceptions.RayError as error:
-        record = local.lost(job, f"the task was lost: {str(error).strip().splitlines()[-1]}")
+        record = lost(job, f"the task was lost: {str(error).strip().splitlines()[-1]}")
     if maps is not None:
         with tarfile.open(fileobj=io.BytesIO(maps)) as archive:
             archive.extractall(maps_dir(job), filter="data")
     if scores is not None and record["status"] == "ok":
         write_atomic(store.path(job).with_suffix(".npz"), scores)
     store.save(job, record)
-    if record["status"] == "ok":
-        outcome.finished += 1
-    else:
-        outcome.failed[str(job.unit)] = f"{record['error']['phase']}: {record['error']['message']}"
+    outcome.count(job, record)
     bars.finished(job, record["status"])

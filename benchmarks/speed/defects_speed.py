@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from benchmarks.launchers.local import reuse_memory
+from benchmarks.launchers import memory
 from benchmarks.speed.common import machine
 from models import registry
 from models.base import Context
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", default=["paper", "quick"], help="of the training steps")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    reuse_memory()
+    memory.reuse()
     print(f"{device}; {machine()}")
     if "defects" in arguments.only:
         defects(device)

@@ -51,10 +51,10 @@ def prepare(spec: str, precision: str, threads: int) -> tuple[Any, list[Any]]:
 
 def measure(spec: str, precision: str, kept: bool, threads: int) -> dict[str, Any]:
     """Median processor seconds of a training step, and the pictures in it."""
-    from benchmarks.launchers.local import reuse_memory
+    from benchmarks.launchers import memory
 
     if kept:
-        reuse_memory()
+        memory.reuse()
     detector, pictures = prepare(spec, precision, threads)
     times: list[float] = []
     detector.fit(pictures, None, lambda done, total, /, **values: times.append(time.process_time()))
@@ -67,9 +67,9 @@ def profile(spec: str, threads: int) -> dict[str, float]:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
-    from benchmarks.launchers.local import reuse_memory
+    from benchmarks.launchers import memory
 
-    reuse_memory()
+    memory.reuse()
     detector, pictures = prepare(spec, "float32", threads)
     with profiler(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
         start = time.perf_counter()

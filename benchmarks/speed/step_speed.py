@@ -35,12 +35,12 @@ def measure(spec: str, count: int, settings: dict[str, str]) -> dict[str, float]
     import numpy as np
     import torch
 
-    from benchmarks.launchers.local import reuse_memory
+    from benchmarks.launchers import memory
     from models import registry
     from models.base import Context
     from models.weights import WeightStore
 
-    reuse_memory()  # as in the harness's workers
+    memory.reuse()  # as in the harness's workers
     torch.set_num_threads(1)
     fields = {field.name for field in dataclasses.fields(registry.config(spec))}
     epochs = {name: str(STEPS) for name in fields if name.startswith("epochs")}

@@ -5,6 +5,7 @@ The long proof: `python -m tests.benchmarks.kill_proof --kills 60 --seed 0`.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,6 +20,8 @@ import psutil
 import pytest
 
 from benchmarks.launchers import local
+from benchmarks.launchers.progress import Bars
+from benchmarks.launchers.worker import Worker
 from benchmarks.runner import _skeleton
 from benchmarks.store import Store, latest
 from tests.benchmarks import kill_proof
@@ -196,12 +199,12 @@ def test_a_worker_lost_after_its_record_was_written_is_no_failure(data_root: Pat
         def join(self, timeout: float) -> None:
             pass
 
-    ours, theirs = local.multiprocessing.Pipe()
+    ours, theirs = multiprocessing.Pipe()
     theirs.close()
-    outcome, bars = local.Outcome(), local.Bars(1, 1, True)
-    pool = [local.Worker(Dead(), ours, job=one)]
-    local._lost(pool[0], pool, outcome, bars, "killed")
-    assert (outcome.finished, outcome.failed, pool) == (1, {}, [])
+    loop = local.Loop([], 1, Bars(1, True))
+    loop.pool.append(Worker(Dead(), ours, job=one))
+    loop.lose(loop.pool[0], "killed")
+    assert (loop.outcome.finished, loop.outcome.failed, loop.pool) == (1, {}, [])
     assert [r["status"] for r in Store(tmp_path).records(failed=True)] == ["ok"]
 
 

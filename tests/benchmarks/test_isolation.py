@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.launchers import local
+from benchmarks.launchers import memory
 from benchmarks.store import Store
 from tests.benchmarks import soak
 from tests.conftest import Cli
@@ -68,11 +68,11 @@ def test_what_a_unit_leaves_in_reference_cycles_is_collected_when_the_process_gr
     gc.disable()
     try:
         left = weakref.ref(Network())
-        monkeypatch.setattr(local, "_settled", 10**9)
-        local.tidy_memory()
+        monkeypatch.setattr(memory, "_settled", 10**9)
+        memory.tidy()
         assert left() is not None, "nothing grew"
-        monkeypatch.setattr(local, "_settled", local._resident() // 2)
-        local.tidy_memory()
-        assert left() is None and local._settled > 0
+        monkeypatch.setattr(memory, "_settled", memory.resident() // 2)
+        memory.tidy()
+        assert left() is None and memory._settled > 0
     finally:
         gc.enable()
