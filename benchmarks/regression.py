@@ -224,13 +224,13 @@ def exit_code(lines: Sequence[Line]) -> int:
     return 2 if any(not line.judged for line in lines) else 0
 
 
-def table(lines: Sequence[Line], everything: bool = False) -> str:
-    """Markdown table of what fell, rose or could not be judged (all lines with `everything`), worst first."""
+def table(lines: Sequence[Line]) -> str:
+    """Markdown table of what fell, rose or could not be judged, worst first."""
     from tabulate import tabulate
 
-    order = {"fell": 0, "rose": 2, "ok": 3}
+    order = {"fell": 0, "rose": 2}
     chosen = sorted(
-        (line for line in lines if everything or line.verdict != "ok"),
+        (line for line in lines if line.verdict != "ok"),
         key=lambda line: (order.get(line.verdict, 1), line.name, line.metric),
     )
     rows = [

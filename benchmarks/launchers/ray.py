@@ -29,6 +29,7 @@ from benchmarks.launchers.progress import Bars
 from benchmarks.store import Store, write_atomic
 from benchmarks.units import Job
 
+RETRIES = 3
 REPO = Path(__file__).resolve().parents[2]
 LEFT_BEHIND = (".git", ".venv", "data", "results/runs", "results/cache", "results/maps", "results/demo_data",
                "results/report", "results/tables", "results/scratch", "**/__pycache__")
@@ -40,15 +41,13 @@ def run(
     quiet: bool = False,
     address: str | None = None,
     *,
-    gpus_per_unit: float | None = None,
     upload: bool = False,
-    retries: int = 3,
     on_start: Callable[[Any], None] | None = None,
 ) -> Outcome:
     """Run every job without a finished record on the cluster at `address`, or on a local one of `workers` CPUs.
 
-    gpus_per_unit: share of a GPU that a unit takes (0.5 puts two on one GPU; 0 runs on CPU); None: the cluster's GPUs
-    divided among the workers, see `gpu_share`. A task whose worker process is lost is tried `retries` times more.
+    upload: send the categories to the machines, which then need no data root. on_start: called with Ray connected. A
+    task whose worker process is lost is tried RETRIES times more.
     Raises UsageError when Ray is not installed or the cluster cannot be reached.
     """
     try:
@@ -65,9 +64,8 @@ def run(
     _connect(ray, address, workers)
     bars = Bars(len(jobs), quiet)
     threads = max(1, len(os.sched_getaffinity(0)) // workers) if address is None else 1
-    if gpus_per_unit is None:
-        gpus_per_unit = gpu_share(jobs[0].device, ray.cluster_resources().get("GPU", 0), workers)
-    task = ray.remote(num_cpus=1, num_gpus=gpus_per_unit, max_retries=retries)(_task)
+    gpus = gpu_share(jobs[0].device, ray.cluster_resources().get("GPU", 0), workers)
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_task)
     probe = store.runs / f".shared-{os.getpid()}-{time.time_ns()}.part"  # a name that `sweep` removes if we are killed
     write_atomic(probe, b"")
     uploads: dict[Path, Any] = {}

@@ -40,17 +40,17 @@ def _file_name(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-." else "_" for c in text)
 
 
-def suite_text(paper: str, records: Iterable[Any], only: str | None = None, **options: Any) -> str:
-    """The tables of a paper as Markdown, for the screen. options: those of `suite_tables`."""
-    return "\n".join(map(render, suite_tables(paper, records, only, **options)))
+def suite_text(paper: str, records: Iterable[Any], only: str | None = None, *, quick: bool | None = None) -> str:
+    """The tables of a paper, or one of them, as Markdown. quick: see `build`."""
+    return "\n".join(map(render, suite_tables(paper, records, only, quick=quick)))
 
 
 def write_suite(
-    paper: str, records: Iterable[Any], folder: Path, only: str | None = None, **options: Any
+    paper: str, records: Iterable[Any], folder: Path, only: str | None = None, *, quick: bool | None = None
 ) -> list[Path]:
-    """Write the tables of a paper into `<folder>/<paper>`; returns the paths. options: those of `suite_tables`."""
+    """Write them in every format into `<folder>/<paper>`; returns the paths."""
     return [
-        path for table in suite_tables(paper, records, only, **options) for path in write(table, Path(folder) / paper)
+        path for table in suite_tables(paper, records, only, quick=quick) for path in write(table, folder / paper)
     ]
 
 

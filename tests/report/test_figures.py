@@ -46,7 +46,7 @@ def test_overlay_has_the_size_of_the_picture_and_marks_the_defect() -> None:
 def test_jet_differs_from_the_default() -> None:
     example = _example(1.0)
     a = overlays.overlay(example.picture, example.anomaly_map, 0, 1)
-    b = overlays.overlay(example.picture, example.anomaly_map, 0, 1, colormap=overlays.LIKENESS)
+    b = overlays.overlay(example.picture, example.anomaly_map, 0, 1, colormap="jet")
     assert (a != b).any()
 
 
@@ -58,7 +58,7 @@ def _draw_all(folder: Path) -> list[Path]:
         plots.curves([{"label": "a", "fpr": fpr, "tpr": fpr**0.2}], folder / "roc.png"),
         plots.curves([{"label": "a", "fpr": fpr, "pro": fpr**0.3}], folder / "pro.png", kind="pro", limit=0.3),
         plots.curves([{"label": "a", "fpr": fpr, "spro": fpr**0.3}], folder / "spro.png", kind="spro", limit=0.05),
-        plots.histogram({"good": [0.1, 0.2], "cut": [0.5, 0.9, float("nan")]}, folder / "hist.png", threshold=0.3),
+        plots.histogram({"good": [0.1, 0.2], "cut": [0.5, 0.9, float("nan")]}, folder / "hist.png"),
         plots.heat_table({"a": {"x": 90.0, "y": None}, "b": {"x": 80.0, "y": 70.0}}, folder / "heat.png"),
         plots.losses({"total": [1.0, 0.1, 0.01]}, folder / "loss.png"),
         comparison.bars({"a": 91.0, "b": 85.0}, folder / "bars.png", spread={"a": 1.0, "b": None}, ylabel="AUROC (%)"),

@@ -166,9 +166,6 @@ def test_mixed_protocols_are_refused_unless_told(record) -> None:
     text = views.render(table, "md")
     assert "90.00\\[A\\]" in text or "90.00\\[B\\]" in text
     assert "256 x 256 pixels" in text and "original size" in text
-    alone = tables.build("rb_ae", "II", runs, metric_size=256)
-    assert cell_of(alone, "Wood", "RB-AE").state == "missing"
-    assert cell_of(alone, "Tile", "RB-AE").value == pytest.approx(80.0)
 
 
 def test_undefined_is_not_a_number(record) -> None:

@@ -164,7 +164,7 @@ def over_training(done: np.ndarray, series: Mapping[str, np.ndarray]) -> Drawn:
     return Drawn(bottom + 22, "".join(parts))
 
 
-def histogram(scores: Mapping[str, np.ndarray], good: str | None = "good") -> Drawn:
+def histogram(scores: Mapping[str, np.ndarray]) -> Drawn:
     """Image scores by kind, a row each on one scale; rows are as high as their fullest bin."""
     rows = list(scores.items())
     if len(rows) > KINDS:
@@ -183,7 +183,7 @@ def histogram(scores: Mapping[str, np.ndarray], good: str | None = "good") -> Dr
             f"M{left + k * wide / 30:.1f} {base}v-{18 * count / counts.max():.1f}h{wide / 30:.1f}V{base}"
             for k, count in enumerate(counts) if count
         )
-        parts.append(f'<path class="k{int(kind != good)}" d="{bars}"/><path class="b" d="M{left} {base}h{wide}"/>')
+        parts.append(f'<path class="k{int(kind != "good")}" d="{bars}"/><path class="b" d="M{left} {base}h{wide}"/>')
         name = kind if len(kind) <= 14 else f"{kind[:13]}…"
         parts.append(_text(left - 4, base - 5, f"{name} {values.size}", "end"))
     end = TOP + step * len(rows)

@@ -23,14 +23,13 @@ def plot(result: Comparison, path: Path) -> Path:
 
 
 def bars(
-    means: Mapping[str, float], path: Path, *, ylabel: str = "", spread: Mapping[str, float | None] | None = None,
-    title: str = "",
+    means: Mapping[str, float], path: Path, *, ylabel: str, spread: Mapping[str, float | None]
 ) -> Path:
     """One bar per method, best first, with the standard deviation over seeds where known; a cut axis says so."""
     order = sorted(means, key=lambda m: -means[m])
     figure = canvas.blank(max(3.2, 0.8 * len(order) + 1.6), 3.6)
     axis = figure.subplots()
-    errors = [(spread or {}).get(m) or 0.0 for m in order]
+    errors = [spread[m] or 0.0 for m in order]
     heights = [means[m] for m in order]
     axis.bar(range(len(order)), heights, yerr=errors if any(errors) else None, capsize=3, color="C0")
     low = min(heights) if heights else 0.0
@@ -40,7 +39,6 @@ def bars(
         axis.text(i, height, f"{height:.1f}", ha="center", va="bottom", fontsize=8)
     axis.set_xticks(range(len(order)), [canvas.plain(m) for m in order], rotation=30, ha="right", fontsize=8)
     axis.set_ylabel(f"{ylabel}, axis from {floor:g}" if floor else ylabel)
-    canvas.title(figure, title)
     return canvas.save(figure, path)
 
 

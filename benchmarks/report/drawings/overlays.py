@@ -12,8 +12,6 @@ import numpy as np
 from benchmarks.report.drawings import canvas
 
 PERCEPTUAL = "inferno"
-LIKENESS = "jet"
-"""The colours of the papers' figures; a scale that is not even to the eye."""
 
 
 class Example(NamedTuple):
@@ -67,13 +65,12 @@ def limits(maps: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 def overlay_grid(
-    examples: Sequence[Example], path: Path, *, title: str = "", colormap: str = PERCEPTUAL,
-    scale: tuple[float, float] | None = None,
+    examples: Sequence[Example], path: Path, *, title: str = "", colormap: str = PERCEPTUAL
 ) -> Path:
-    """Rows of input, panels, anomaly map and ground truth. scale: ends of the map's colours (see `limits`)."""
+    """Rows of input, panels, anomaly map and ground truth, on one colour scale (see `limits`)."""
     if not examples:
         raise ValueError("no examples to show")
-    low, high = scale or limits([e.anomaly_map for e in examples])
+    low, high = limits([e.anomaly_map for e in examples])
     names = ("input", *examples[0].panels, "anomaly map", "ground truth")
     figure = canvas.blank(2.2 * len(names), 2.1 * len(examples) + 0.5)
     axes = figure.subplots(len(examples), len(names), squeeze=False)

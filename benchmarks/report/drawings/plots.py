@@ -48,9 +48,7 @@ def curves(
     return canvas.save(figure, path)
 
 
-def histogram(
-    scores: Mapping[str, Sequence[float]], path: Path, *, title: str = "", threshold: float | None = None
-) -> Path:
+def histogram(scores: Mapping[str, Sequence[float]], path: Path, *, title: str = "") -> Path:
     """Image scores by kind of defect, good first; every kind is scaled to its own number of pictures."""
     kinds = sorted(scores, key=lambda k: (k != "good", k))
     finite = {k: np.asarray(scores[k], float)[np.isfinite(np.asarray(scores[k], float))] for k in kinds}
@@ -67,16 +65,12 @@ def histogram(
         axis.hist(values, edges, weights=weights, color="C2" if kind == "good" else "C3", alpha=0.75)
         axis.set_yticks([])
         axis.set_ylabel(f"{canvas.plain(kind)}\n({values.size})", rotation=0, ha="right", va="center", fontsize=8)
-        if threshold is not None:
-            axis.axvline(threshold, color=canvas.GREY, linestyle="--", linewidth=1)
     axes[-1].set_xlabel("image score")
     canvas.title(figure, title)
     return canvas.save(figure, path)
 
 
-def heat_table(
-    values: Mapping[str, Mapping[str, float | None]], path: Path, *, title: str = "", digits: int = 1
-) -> Path:
+def heat_table(values: Mapping[str, Mapping[str, float | None]], path: Path, *, title: str = "") -> Path:
     """Methods x categories as coloured numbers. values: method -> category -> figure; a missing one stays blank."""
     methods = list(values)
     categories = list(dict.fromkeys(c for row in values.values() for c in row))
@@ -91,7 +85,7 @@ def heat_table(
     for i, j in np.ndindex(numbers.shape):
         if math.isfinite(numbers[i, j]):
             dark = (numbers[i, j] - low) < 0.6 * max(high - low, 1e-12)
-            axis.text(j, i, f"{numbers[i, j]:.{digits}f}", ha="center", va="center", fontsize=7,
+            axis.text(j, i, f"{numbers[i, j]:.1f}", ha="center", va="center", fontsize=7,
                       color="white" if dark else "black")
     axis.set_xticks(range(len(categories)), [_short(c) for c in categories], rotation=60, ha="right", fontsize=8)
     axis.set_yticks(range(len(methods)), [_short(m) for m in methods], fontsize=8)
@@ -99,7 +93,7 @@ def heat_table(
     return canvas.save(figure, path)
 
 
-def losses(logs: Mapping[str, Sequence[float]], path: Path, *, title: str = "", xlabel: str = "epoch") -> Path:
+def losses(logs: Mapping[str, Sequence[float]], path: Path, *, title: str = "") -> Path:
     """Training curves by name; on a logarithmic scale where all values are positive and span more than a decade.
 
     A series named 'over_floor' (the error over that of the mean training picture) is drawn beside the others, with the
@@ -118,7 +112,7 @@ def losses(logs: Mapping[str, Sequence[float]], path: Path, *, title: str = "", 
             axis.set_yscale("log")
         if shown is relative:
             axis.axhline(1, color="C3", linestyle="--", linewidth=1, label="mean picture")
-        axis.set(xlabel=xlabel, ylabel=ylabel)
+        axis.set(xlabel="epoch", ylabel=ylabel)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize=8)
     canvas.title(figure, title)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from benchmarks.report.numbers.pool import Pool
 from benchmarks.report.numbers.suites import Line, TableSpec
 
@@ -26,12 +24,12 @@ def metric_name(key: str) -> tuple[str, str]:
     return NAMES.get(name, name) + (f"@{limit}" if limit else ""), tail
 
 
-def specs(found: Pool, metrics: Sequence[str] | None = None) -> list[TableSpec]:
+def specs(found: Pool) -> list[TableSpec]:
     """One table per dataset that has records, failed ones included."""
-    return [_spec(dataset, found, metrics) for dataset in sorted({key[2] for key in (*found.units, *found.failed)})]
+    return [_spec(dataset, found) for dataset in sorted({key[2] for key in (*found.units, *found.failed)})]
 
 
-def _spec(dataset: str, found: Pool, metrics: Sequence[str] | None) -> TableSpec:
+def _spec(dataset: str, found: Pool) -> TableSpec:
     keys = [key for key in (*found.units, *found.failed) if key[2] == dataset]
     methods = sorted({f"{method}@{preset}" for method, preset, _, _ in keys})
     categories = tuple(sorted({category for _, _, _, category in keys}))
@@ -39,7 +37,7 @@ def _spec(dataset: str, found: Pool, metrics: Sequence[str] | None) -> TableSpec
         name for key in keys for record in found.units.get(key, {}).values() for name in record["metrics"]
     }
     loco = any(name.startswith("image_auroc/") for name in have)
-    shown = metrics or [name for name in (LOCO if loco else PLAIN) if name in have] or ["image_auroc"]
+    shown = [name for name in (LOCO if loco else PLAIN) if name in have] or ["image_auroc"]
     columns = []
     for metric in shown:
         group, label = metric_name(metric)

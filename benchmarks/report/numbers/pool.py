@@ -47,7 +47,6 @@ class Pool:
     units: dict[tuple[str, str, str, str], dict[int, Record]] = field(default_factory=dict)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     failed: dict[tuple[str, str, str, str], list[str]] = field(default_factory=dict)
-    superseded: int = 0
     rivals: dict[tuple[str, str, str, str], list[Record]] = field(default_factory=dict)  # all, chosen or not
 
     def get(self, spec: str, dataset: str, category: str) -> dict[int, Record]:
@@ -87,17 +86,12 @@ def fault(record: Any) -> str | None:
     return None
 
 
-def pool(records: Iterable[Any], *, metric_size: str | int | None = None) -> Pool:
-    """Index records. Of several for one unit the one with fewest marks counts, then the newest.
-
-    metric_size: keep only records scored at this size.
-    """
+def pool(records: Iterable[Any]) -> Pool:
+    """Index records. Of several for one unit the one with fewest marks counts, then the newest."""
     found = Pool()
     for record in records:
         if why := fault(record):
             found.left_out.append((name_of(record), why))
-            continue
-        if metric_size is not None and str(record["protocol"]["metric_size"]) != str(metric_size):
             continue
         unit = record["unit"]
         key = (str(unit["method"]), str(unit["preset"]), str(unit["dataset"]), str(unit["category"]))
@@ -110,7 +104,6 @@ def pool(records: Iterable[Any], *, metric_size: str | int | None = None) -> Poo
         found.rivals.setdefault(key, []).append(record)
         seeds = found.units.setdefault(key, {})
         if unit["seed"] in seeds:
-            found.superseded += 1
             record = min(seeds[unit["seed"]], record, key=_precedence)
         seeds[unit["seed"]] = record
     return found
@@ -152,7 +145,7 @@ def check_protocols(records: Sequence[Record], mixed: bool) -> list[tuple[str, s
             f"{counts[p]} with metric version {p[0]}, scored at {size_text(p[1])}" for p in ordered
         )
         raise ReportError(
-            f"records of {len(ordered)} protocols cannot stand in one table: {each}. Choose one (metric_size), score "
-            "the units again, or ask for a mixed table, which labels every figure"
+            f"records of {len(ordered)} protocols cannot stand in one table: {each}. Score the units "
+            "again under one of them, or ask for a mixed table (--mixed), which labels every figure"
         )
     return ordered

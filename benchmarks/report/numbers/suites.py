@@ -79,11 +79,6 @@ class TableSpec:
     seeds: int = 1
     notes: tuple[str, ...] = ()
 
-    @property
-    def id(self) -> str:
-        """'II', as printed."""
-        return self.name
-
 
 @dataclass(frozen=True)
 class Need:

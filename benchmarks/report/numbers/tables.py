@@ -7,7 +7,7 @@ own that says over how many it goes. `benchmarks.report.views` writes them in ea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -48,30 +48,26 @@ def build(
     records: Iterable[Any],
     *,
     mixed: bool = False,
-    metric_size: str | int | None = None,
     quick: bool | None = None,
 ) -> Table:
     """A table of a paper from whatever records there are; cells without a record are missing.
 
     quick: True measures with the suite's small presets, False with the paper's, None with the paper's where there is a
-    record of it and else with the small one (marked). metric_size: only records scored at this size. mixed: allow
-    records of several protocols and label them. Raises ReportError, or SuiteError for an unknown table.
+    record of it and else with the small one (marked). mixed: allow records of several protocols and label them.
+    Raises ReportError, or SuiteError for an unknown table.
     """
     suite = suites.load(paper)
-    return assemble(suite.table(table), pool(records, metric_size=metric_size), mixed, suite.quick, quick)
+    return assemble(suite.table(table), pool(records), mixed, suite.quick, quick)
 
 
-def generic(
-    records: Iterable[Any], *, metrics: Sequence[str] | None = None, mixed: bool = False,
-    metric_size: str | int | None = None,
-) -> list[Table]:
+def generic(records: Iterable[Any]) -> list[Table]:
     """One table per dataset: rows are the methods of each category, columns the metrics; a last group has the means.
 
     LOCO datasets get image AUROC and AUsPRO@0.05 for structural, logical and their mean. A mean is over all categories
     that any method ran; a method that lacks one has none. Raises ReportError as `build` does.
     """
-    found = pool(records, metric_size=metric_size)
-    tables = [assemble(spec, found, mixed) for spec in anything.specs(found, metrics)]
+    found = pool(records)
+    tables = [assemble(spec, found) for spec in anything.specs(found)]
     if not tables:
         why = "".join(f"; left out: {name}: {reason}" for name, reason in found.left_out)
         raise ReportError(f"no record to show{why}. Run some units first, or name another results directory")
@@ -79,14 +75,13 @@ def generic(
 
 
 def suite_tables(
-    paper: str, records: Iterable[Any], only: str | None = None, *, mixed: bool = False,
-    metric_size: str | int | None = None, quick: bool | None = None,
+    paper: str, records: Iterable[Any], only: str | None = None, *, quick: bool | None = None
 ) -> list[Table]:
     """Every table of a paper, or one."""
     suite = suites.load(paper)
-    found = pool(records, metric_size=metric_size)
+    found = pool(records)
     specs = suite.tables if only is None else [suite.table(only)]
-    return [assemble(spec, found, mixed, suite.quick, quick) for spec in specs]
+    return [assemble(spec, found, False, suite.quick, quick) for spec in specs]
 
 
 def assemble(

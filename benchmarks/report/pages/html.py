@@ -33,17 +33,15 @@ def write(
     records: Iterable[Any],
     *,
     results: Path | None = None,
-    maps_dir: Path | None = None,
     samples: Samples | None = None,
-    pictures_per_unit: int = 8,
     broken: Mapping[str, str] | None = None,
     mixed: bool = False,
 ) -> Path:
     """Write the report into `out` and return its index.html.
 
-    results: the results directory; its `maps` folder is the default `maps_dir` (as `--keep-maps` writes it) from which
-    pictures of the worst misses are made. samples: (dataset, category) -> {picture name: (file, mask files)}, to show
-    input and ground truth beside the map. broken: file -> why a record could not be read.
+    results: the results directory, from whose `maps` folder (see `--keep-maps`) pictures of the worst misses are made.
+    samples: (dataset, category) -> {picture name: (file, mask files)}, to show input and ground truth beside the map.
+    broken: file -> why a record could not be read.
     Raises ReportError when there is no record at all, or for several protocols unless `mixed`.
     """
     found = pool(records)
@@ -54,10 +52,8 @@ def write(
     out = Path(out)
     _clear(out)
     shutil.copytree(ASSETS, out / "assets")
-    if maps_dir is None and results is not None:
-        maps_dir = Path(results) / "maps"
-    pictures = Pictures(out, results, maps_dir, samples, pictures_per_unit)
-    pages = method_pages(found, out, results, pictures)
+    pictures = Pictures(out, results, samples)
+    pages = method_pages(found, out, pictures)
     context = {
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "count": sum(map(len, found.units.values())),
     }

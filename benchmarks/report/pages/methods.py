@@ -32,7 +32,7 @@ class Page:
         return f"{self.file}#u{next(i for i, r in enumerate(self.records) if r is record)}"
 
 
-def method_pages(found: Pool, out: Path, results: Path | None, pictures: Pictures) -> list[Page]:
+def method_pages(found: Pool, out: Path, pictures: Pictures) -> list[Page]:
     """One page per method with all its units, by dataset, category and seed."""
     specs = sorted({f"{key[0]}@{key[1]}" for key in found.units})
     pages = []

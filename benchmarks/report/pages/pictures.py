@@ -17,28 +17,26 @@ from benchmarks.report.numbers.pool import Record
 Samples = Callable[[str, str], Mapping[str, tuple[Path, Sequence[Path]]]]
 """(dataset, category) -> {picture name: (picture file, mask files)}."""
 SIDE = 224
+PER_UNIT = 8
 
 
 class Pictures:
     """Makes pictures of units from kept maps: input, ground truth and map where the data are there, else the map."""
 
-    def __init__(
-        self, out: Path, results: Path | None, maps_dir: Path | None, samples: Samples | None, per_unit: int
-    ) -> None:
-        self.out, self.results, self.maps_dir = out, results, maps_dir
-        self.samples, self.per_unit = samples, per_unit
+    def __init__(self, out: Path, results: Path | None, samples: Samples | None) -> None:
+        self.out, self.results, self.samples = out, results, samples
         self.made = 0
         self._known: dict[tuple[str, str], Mapping[str, tuple[Path, Sequence[Path]]]] = {}
 
     def of(self, record: Record, misses: Sequence[Miss]) -> list[dict[str, str]]:
         """JPEG files of the worst misses, on one colour scale, as {'src' (from the method's page), 'alt', 'text'}."""
         folder = self._folder(record)
-        if folder is None or not misses or not self.per_unit:
+        if folder is None or not misses:
             return []
         maps = {}
         for miss in misses:
             path = folder / f"{miss.name}.tiff"
-            if len(maps) < self.per_unit and path.exists():
+            if len(maps) < PER_UNIT and path.exists():
                 maps[miss] = _read_map(path)
         if not maps:
             return []
@@ -58,15 +56,11 @@ class Pictures:
 
     def _folder(self, record: Record) -> Path | None:
         """Where `--keep-maps` put the maps of a record: the place of the record, below the maps folder."""
-        if self.maps_dir is None or not record.get("path"):
+        path = record.get("path")
+        if self.results is None or not path or not Path(path).is_relative_to(self.results / "runs"):
             return None
-        path = Path(record["path"])
-        runs = Path(self.results) / "runs" if self.results is not None else None
-        if runs is not None and path.is_relative_to(runs):
-            inside = path.relative_to(runs)
-        else:
-            inside = Path(*path.parts[-4:])
-        folder = self.maps_dir / inside.with_suffix("") / str(record["unit"]["category"]) / "test"
+        place = Path(path).relative_to(self.results / "runs").with_suffix("")
+        folder = self.results / "maps" / place / str(record["unit"]["category"]) / "test"
         return folder if folder.is_dir() else None
 
     def _samples(self, dataset: str, category: str) -> Mapping[str, tuple[Path, Sequence[Path]]]:
