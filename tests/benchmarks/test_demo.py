@@ -74,8 +74,8 @@ def test_the_readers_example_method_runs_in_the_demo(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = (REPO / "docs" / "adding.md").read_text()
-    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)
-    assert code
+    code, place = re.search(r"```python\n(.*?)```", page, re.DOTALL), re.search(r"`models/(\w+)/brightness\.py`", page)
+    assert code and place and place[1] in registry.ROOMS, "the page names a folder that the registry does not read"
     folder = tmp_path / "methods"
     folder.mkdir()
     (folder / "brightness.py").write_text(code[1])

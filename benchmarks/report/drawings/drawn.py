@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.report.drawings import plots
 from benchmarks.report.drawings.charts import PRO, SPRO
+from benchmarks.report.numbers import heat
 from benchmarks.report.numbers.anything import metric_name
 from benchmarks.report.numbers.arrays import arrays_of, image_rocs, losses, map_curves, scores_by_kind, watched
 from benchmarks.report.numbers.pool import Pool, Record, ReportError, check_protocols, pool
@@ -111,14 +112,10 @@ def _watch(record: Record, out: Path) -> Path | None:
 def _heat(found: Pool, out: Path, metric: str | None) -> list[Path]:
     made = []
     for dataset in sorted({key[2] for key in found.units}):
-        units = {key: seeds for key, seeds in found.units.items() if key[2] == dataset}
-        have = {name for seeds in units.values() for record in seeds.values() for name in record["metrics"]}
+        units = heat.units_of(found, dataset)
+        have = heat.have(units)
         name = metric or ("image_auroc/mean" if "image_auroc/mean" in have else "image_auroc")
-        values: dict[str, dict[str, float | None]] = {}
-        for key, seeds in sorted(units.items()):
-            single = [record["metrics"].get(name) for record in seeds.values()]
-            mean = 100 * sum(single) / len(single) if None not in single else None
-            values.setdefault(f"{key[0]}@{key[1]}", {})[key[3]] = mean
+        values = heat.table(units, name)
         if not any(v is not None for row in values.values() for v in row.values()):
             raise ReportError(f"no record on {dataset} has the metric {name!r}; it has {', '.join(sorted(have))}")
         title = f"{' '.join(part for part in metric_name(name) if part)} (%), {dataset}"

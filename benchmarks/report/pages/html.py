@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report.drawings.comparison import plot
-from benchmarks.report.numbers import suites
+from benchmarks.report.numbers import heat, suites
 from benchmarks.report.numbers.anything import metric_name
 from benchmarks.report.numbers.cells import MARKS, Cell
 from benchmarks.report.numbers.compare import comparisons
 from benchmarks.report.numbers.notes import symbol
-from benchmarks.report.numbers.pool import Pool, Record, ReportError, check_protocols, pool, size_text
+from benchmarks.report.numbers.pool import Pool, ReportError, check_protocols, pool, size_text
 from benchmarks.report.numbers.tables import assemble
 from benchmarks.report.pages import fragments
 from benchmarks.report.pages.methods import Page, method_pages
@@ -107,29 +106,25 @@ def _index(
 
 def _heat(dataset: str, found: Pool, pages: Sequence[Page], links: Mapping[int, str]) -> dict[str, Any]:
     """Method x category, every metric in each cell so that a script can switch; the first one is shown."""
-    keys = {key: seeds for key, seeds in found.units.items() if key[2] == dataset}
-    have = {name for seeds in keys.values() for r in seeds.values() for name in r["metrics"]}
-    wanted = LOCO if LOCO[0] in have else PLAIN
-    metrics = [m for m in wanted if m in have] or sorted(have)[:1] or ["image_auroc"]
-    categories = sorted({key[3] for key in keys})
+    units = heat.units_of(found, dataset)
+    have = heat.have(units)
+    metrics = [m for m in (LOCO if LOCO[0] in have else PLAIN) if m in have] or sorted(have)[:1] or ["image_auroc"]
+    tables = [heat.table(units, metric) for metric in metrics]
+    categories = sorted({key[3] for key in units})
     rows = []
     for page in pages:
-        mine = {key[3]: seeds for key, seeds in keys.items() if f"{key[0]}@{key[1]}" == page.spec}
+        mine = {key[3]: seeds for key, seeds in units.items() if f"{key[0]}@{key[1]}" == page.spec}
         if not mine:
             continue
-        values = {c: [_average(mine.get(c, {}), m) for m in metrics] for c in categories}
         cells = []
         for category in categories:
             records = list(mine.get(category, {}).values())
             marks = sorted({m for r in records for m in r.get("marks") or ()})
             cells.append({
-                "values": values[category], "href": links[id(records[0])] if records else None,
-                "marks": "".join(map(symbol, marks)),
+                "values": [table[page.spec].get(category) for table in tables],
+                "href": links[id(records[0])] if records else None, "marks": "".join(map(symbol, marks)),
             })
-        means = [
-            math.fsum(column) / len(column) if None not in column else None
-            for column in ([values[c][k] for c in categories] for k in range(len(metrics)))
-        ]
+        means = [heat.over_categories(table[page.spec], categories) for table in tables]
         cells.append({"values": means, "href": page.file, "marks": ""})
         rows.append({"method": page.spec, "href": page.file, "cells": cells})
     shown = [v for row in rows for cell in row["cells"] if (v := cell["values"][0]) is not None]
@@ -143,12 +138,6 @@ def _heat(dataset: str, found: Pool, pages: Sequence[Page], links: Mapping[int, 
         }
     names = [" ".join(part for part in metric_name(m) if part) for m in metrics]
     return {"dataset": dataset, "metrics": names, "categories": categories, "rows": rows}
-
-
-def _average(seeds: Mapping[int, Record], metric: str) -> float | None:
-    """Mean over seeds in percent; None when one of them has no figure."""
-    values = [record["metrics"].get(metric) for record in seeds.values()]
-    return 100 * math.fsum(values) / len(values) if values and None not in values else None
 
 
 def _units(out: Path, found: Pool, links: Mapping[int, str], context: Mapping[str, Any]) -> None:
