@@ -126,8 +126,9 @@ def _connect(ray: Any, address: str | None, workers: int) -> None:
             ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, runtime_env=environment)
         else:
             ray.init(address=address, log_to_driver=False, runtime_env=environment)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UsageError(f"--address {address}: no Ray cluster there ({error})") from error
+    except Exception as error:  # Ray raises plain ones too, for a node that does not start in time
+        where = "--launcher ray: it did not start" if address is None else f"--address {address}: no Ray cluster there"
+        raise UsageError(f"{where} ({error})") from error
 
 
 def _upload(ray: Any, job: Job, uploads: dict[Path, Any]) -> Any:
