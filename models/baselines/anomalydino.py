@@ -116,6 +116,15 @@ class AnomalyDino(Detector):
         x = self.preprocess.normalised(x[..., : grid[0] * patch, : grid[1] * patch] / 255)
         return self.net(x)[0][:, self.net.prefix :], grid
 
+    def feature_maps(self, batch: Images) -> list[Tensor]:
+        """The patch features that the distances are between, one map [B, C, h, w] on the largest grid of the batch."""
+        maps = []
+        for image in batch:
+            patches, grid = self._patches([image])
+            maps.append(F.normalize(patches, dim=-1).transpose(1, 2).unflatten(-1, grid))
+        largest = max((m.shape[-2:] for m in maps), key=math.prod)
+        return [torch.cat([F.interpolate(m, largest, mode="bilinear", align_corners=False) for m in maps])]
+
     def state_dict(self) -> dict[str, Any]:
         return {"bank": self.bank}
 

@@ -132,6 +132,13 @@ class TokenReconstruction(Trained):
         return groups[:, :, self.encoder.prefix :] if self.keep_prefix else groups
 
     @torch.no_grad()
+    def feature_maps(self, batch: Images) -> list[Tensor]:
+        """What the decoder makes of a picture's tokens, a map [B, C, h, w] for each group of blocks."""
+        rebuilt, _ = self._rebuilt(self._groups(self._seen(batch)))
+        side = math.isqrt(rebuilt.shape[2])
+        return [group.transpose(1, 2).unflatten(-1, (side, side)) for group in rebuilt]
+
+    @torch.no_grad()
     def predict(self, batch: Images) -> Prediction:
         groups = self._groups(self._seen(batch))
         rebuilt, _ = self._rebuilt(groups)

@@ -156,5 +156,7 @@ def test_pictures_of_several_sizes_in_one_batch():
     detector.fit(train, None)
     together = detector.predict(train)
     assert together.anomaly_map.shape == (4, 64, 61)
+    (features,) = detector.feature_maps(train)
+    assert features.shape == (4, 384, 3, 3)
     alone = torch.cat([detector.predict([picture]).score for picture in train])
     torch.testing.assert_close(together.score, alone)

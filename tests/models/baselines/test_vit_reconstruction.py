@@ -152,6 +152,21 @@ def test_map_and_score_by_hand(spec):
 
 
 @pytest.mark.parametrize("spec", SPECS)
+def test_feature_maps_are_what_the_decoder_made(spec):
+    detector = build(spec, SMALL)
+    batch = pictures(3)
+    first, second = detector.feature_maps(batch)
+    assert first.shape == second.shape == (3, 384, 4, 4) and not torch.equal(first, second)
+    with torch.no_grad():
+        groups = detector._patches(detector._groups(detector._seen(batch)))
+    distance = 1 - F.cosine_similarity(groups[0].transpose(1, 2).reshape(3, 384, 4, 4), first)
+    grid = (distance + 1 - F.cosine_similarity(groups[1].transpose(1, 2).reshape(3, 384, 4, 4), second)) / 2
+    shown = F.interpolate(grid[:, None], (56, 56), mode="bilinear", align_corners=True)
+    shown = smoothed(F.interpolate(shown, (256, 256), mode="bilinear"))[:, 0]
+    torch.testing.assert_close(detector.predict(batch).anomaly_map, shown, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("spec", SPECS)
 def test_training_acts_and_does_not_hang_on_what_is_kept(spec, monkeypatch, tmp_path):
     length = {"steps": "60"} if spec.startswith("dinomaly") else {"epochs": "20"}
     train = pictures(7)
