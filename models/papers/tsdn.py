@@ -72,7 +72,7 @@ class TSDNConfig(TrainedConfig):
 PAPER = TSDNConfig()
 QUICK = TSDNConfig(
     size=64, encoder="tf_efficientnet_b0.aa_in1k", reduced=32, mlp=(64, 64), widths=(64, 48, 32, 16, 16), blur=1.0,
-    lr=1e-3, epochs=10, shortened=True,
+    lr=1e-3, epochs=8, shortened=True,
 )
 ONE_STREAM = replace(PAPER, decoder_a=False, fne=False, skips=False, surf=False)
 
