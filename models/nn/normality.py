@@ -65,7 +65,7 @@ def learnt(weights: Tensor, target: Tensor) -> dict[str, float]:
         "bce": float(cross_entropy(weights, target).mean()),
         "best_constant_per_channel": float(cross_entropy(constant, target).mean()),
         "entropy": float(cross_entropy(target, target).mean()),
-        "correlation": float(torch.corrcoef(torch.stack([weights.flatten(), target.flatten()]))[0, 1]),
+        "correlation": float(torch.corrcoef(torch.stack([weights.flatten(), target.flatten()]))[0, 1].nan_to_num(0.0)),
         "spread_over_channels": float(weights.std(1, correction=0).mean()),
         "spread_over_pictures": float(weights.std(0, correction=0).mean()),
     }

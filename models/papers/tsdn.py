@@ -146,6 +146,7 @@ def l2(a: Tensor, b: Tensor, distance: str) -> Tensor:
     presets={
         "paper": PAPER,
         "quick": QUICK,
+        "lite0": replace(QUICK, encoder="tf_efficientnet_lite0.in1k"),  # a small relative of the B5
         "t3_a": ONE_STREAM,  # Table 3
         "t3_b": replace(ONE_STREAM, skips=True),
         "t3_c": replace(PAPER, skips=False),

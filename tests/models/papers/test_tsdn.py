@@ -16,8 +16,9 @@ from skimage.metrics import structural_similarity
 from models import registry
 from models.base import Context, ModelError
 from models.nn import training
-from models.nn.normality import cross_entropy, normality_target
+from models.nn.normality import cross_entropy, learnt, normality_target
 from models.nn.preprocess import imagenet
+from models.nn.superpixels import label_all
 from models.papers import tsdn
 from models.papers.tsdn import TSDN, TSDNConfig
 from models.weights import WeightsError, WeightStore
@@ -144,6 +145,35 @@ def test_target_stops_the_gradient_and_is_spread_over_each_sample() -> None:
 def test_cross_entropy_by_hand() -> None:
     w, t = torch.tensor([[0.25, 0.5]]), torch.tensor([[0.0, 0.75]])
     assert cross_entropy(w, t)[0].tolist() == pytest.approx([-math.log(0.75), -math.log(0.5)], rel=1e-5)
+
+
+def test_the_estimators_loss_counts_beside_the_reconstruction() -> None:
+    """What pulls at W' under the preset's weights: a mean instead of the sum would leave it to decoder N alone."""
+    pulls = {}
+    for reduction in (tsdn.PAPER.fne_reduction, "mean"):
+        config = replace(TINY, reduced=tsdn.PAPER.reduced, fne_reduction=reduction)
+        detector, seen = build(config), []  # of W'
+        detector.net.train().estimator.register_forward_hook(lambda *call, held=seen: held.append(call[-1]))
+        clean = detector.preprocess(pictures(4))
+        values = losses(detector, clean, label_all(clean, 40))
+        weighted = config.weight_f * values["f"]
+        of_fne, of_rest = (
+            torch.autograd.grad(loss, seen[0], retain_graph=True)[0].norm()
+            for loss in (weighted, values["loss"] - weighted)
+        )
+        pulls[reduction] = float(of_fne / of_rest)
+    assert pulls["sum"] > 0.1 and pulls["mean"] < 0.03, pulls
+
+
+def test_what_the_record_says_of_the_estimator() -> None:
+    target = torch.rand(6, 5, generator=torch.Generator().manual_seed(0))
+    knows, constant = learnt(target, target), learnt(target.mean(0).expand(6, 5), target)
+    assert knows["bce"] == pytest.approx(knows["entropy"], rel=1e-5) and knows["correlation"] == pytest.approx(1)
+    assert constant["bce"] == pytest.approx(constant["best_constant_per_channel"], rel=1e-5)
+    assert constant["spread_over_pictures"] < 1e-6 < constant["spread_over_channels"]
+    half = learnt(torch.full((6, 5), 0.5), target)
+    assert half["bce"] == pytest.approx(math.log(2), rel=1e-5) and half["correlation"] == 0
+    assert knows["bce"] < constant["bce"] < half["bce"]
 
 
 @pytest.mark.parametrize("distance, value", [("squared", 0.09), ("root", 0.3)])
@@ -274,6 +304,8 @@ def test_training_lowers_the_losses_and_repeats_exactly() -> None:
     assert log["superpixels"]["per_picture"] >= log["superpixels"]["fewest"] >= 1
     one, two = first.predict(pictures(3, 1)), second.predict(pictures(3, 1))
     side = first.config.size
+    assert log["floor"] > 0 and log["error_over_floor"] == pytest.approx(log["error"] / log["floor"])
+    assert set(log["fne"]) >= {"bce", "best_constant_per_channel", "entropy"} and min(log["bce_above_entropy"]) > 0
     assert one.panels["reconstruction"].shape == (3, 3, side, side)
     with torch.no_grad():
         mask = one.panels["predicted mask"]()
