@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ class Options:
     cache_dir: Path | None = None
     cache_size: int = 0
     time_limit: float = 0.0
+    limit: int = 0
 
     def __post_init__(self) -> None:
         """Raises UsageError for a device that has no such name."""
@@ -140,7 +142,7 @@ def plan_units(
             configs[spec] = _config(spec, options.settings)
         if (dataset, category) not in loaded:
             try:
-                data = datasets.load(dataset, category, options.data_root)
+                data = datasets.load(dataset, category, options.data_root, options.limit)
                 examined = datasets.examine(data, hashes)
                 raise_problems(examined.problems)
                 loaded[dataset, category] = (data, examined)
@@ -163,13 +165,66 @@ def plan_units(
                 device=options.device, textures=textures if getattr(config, "textures", "") is None else "",
                 keep_maps=options.keep_maps, watch=options.watch, cache_dir=options.cache_dir,
                 cache_size=options.cache_size, time_limit=options.time_limit,
-                settings=own, remarks=data[1].remarks,
+                settings=own, limit=options.limit, remarks=data[1].remarks,
             )
             for seed in seeds
         ]
     unreadable = {f"{d}/{c}": text for (d, c), text in loaded.items() if isinstance(text, str)}
+    lacking = _without_weights(jobs)
+    unreadable |= lacking
+    jobs = [job for job in jobs if job.unit.spec not in lacking]
     jobs.sort(key=lambda job: (job.unit.dataset, job.unit.category, _sharing(job.config), job.unit.seed))
     return Plan(tuple(jobs), dict(absent or {}), unreadable)
+
+
+def weights_needed(jobs: Iterable[Job]) -> list[tuple[str, str]]:
+    """(tag, where its weights are or what to do) for the pretrained networks that the jobs' settings name."""
+    rows = {}
+    for job in jobs:
+        for tag in _tags(job.unit.method, job.config):
+            if job.weights == "none":
+                rows[tag] = "not loaded: --weights none"
+            elif job.weights == "auto":
+                rows[tag] = "the libraries' caches, else a download"
+            else:
+                rows[tag] = _lacking(job, tag) or f"in {job.weights}"
+    return sorted(rows.items())
+
+
+def _tags(method: str, config: Config) -> set[str]:
+    """Tags of pretrained weights that a config names, those of an ensemble's members included."""
+    tags = {getattr(config, field, "") for field in ("backbone", "encoder")}
+    tags = {tag for tag in tags if isinstance(tag, str) and re.fullmatch(r"\w+\.\w+", tag)}
+    members = getattr(config, "members", ())
+    if members:
+        from models.ensembles.members import parse_members
+
+        for spec, _, member in parse_members(members, method):
+            tags |= _tags(spec.partition("@")[0], member)
+    return tags
+
+
+def _lacking(job: Job, tag: str) -> str:
+    """Why a unit would not find a network's weights in its directory, or ''."""
+    if tag in {given for given, _, _ in job.weights_for}:
+        return ""
+    from models.weights import found_in
+
+    return "" if found_in(job.weights, tag) else (
+        f"weights {tag!r} not found in {job.weights}; put {tag}.pth or {tag}.safetensors there, or give "
+        f"--weights-for {tag}=FILE"
+    )
+
+
+def _without_weights(jobs: Iterable[Job]) -> dict[str, str]:
+    """{unit's method: why} for methods whose weights are not in the directory given."""
+    out = {}
+    for job in jobs:
+        if job.weights not in ("auto", "none") and job.unit.spec not in out:
+            why = [text for tag in sorted(_tags(job.unit.method, job.config)) if (text := _lacking(job, tag))]
+            if why:
+                out[job.unit.spec] = "\n  ".join(why)
+    return out
 
 
 def _substitute(tag: str, file: Path) -> tuple[str, str]:

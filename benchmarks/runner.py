@@ -198,7 +198,7 @@ def _run(
             seconds[name] = time.perf_counter() - start
 
     with phase("data"):
-        category = datasets.load(job.source, job.unit.category, job.data_root)
+        category = datasets.load(job.source, job.unit.category, job.data_root, job.limit)
         pictures, warnings = _pictures(category, job, report)
     scratch = job.unit.path(job.results / "scratch") / job.key
     with phase("build"):

@@ -89,6 +89,7 @@ class Job:
     cache_size: int = 0
     time_limit: float = 0.0
     settings: dict[str, str] = field(default_factory=dict)
+    limit: int = 0  # pictures of each split; 0 for all
     remarks: tuple[str, ...] = ()  # what was found in the category's files that figures hang on
 
     @property
@@ -114,6 +115,7 @@ class Job:
             "--weights none" if self.weights == "none" else "--weights DIR" if self.weights != "auto" else "",
             *(f"--weights-for {quoted(f'{tag}={Path(file).name}')}" for tag, file, _ in self.weights_for),
             f"--textures {self.textures if self.textures == 'embedded' else 'DIR'}" if self.textures else "",
+            f"--limit {self.limit}" if self.limit else "",
             *(f"--set {quoted(f'{key}={value}')}" for key, value in self.settings.items()),
         ]
         return " ".join(p for p in parts if p)

@@ -40,14 +40,17 @@ def absent(dataset: str, data_root: Path) -> tuple[str, ...]:
     return tuple(c for c in official if c not in found)
 
 
-def load(dataset: str, category: str, data_root: Path):
-    """The `Category` of a dataset: its samples by split, with notes on departures from the official data."""
+def load(dataset: str, category: str, data_root: Path, limit: int = 0):
+    """The `Category` of a dataset: its samples by split, with notes on departures from the official data.
+
+    limit: at most so many pictures of each split; 0 for all.
+    """
     from dataclasses import replace
 
     from datasets.base import DatasetError, composed
     from datasets.catalog import departures
     from datasets.images import picture_size
-    from datasets.layouts import scan
+    from datasets.layouts import limited, scan
     from datasets.sources import near, source
 
     found = source(dataset, Path(data_root))
@@ -58,7 +61,8 @@ def load(dataset: str, category: str, data_root: Path):
             f"it has {', '.join(found.categories)}"
         )
     scanned = scan(found.name, category, found.categories[category], white_level=found.white_level)
-    return replace(scanned, notes=departures(scanned, picture_size(scanned.train[0].path)))
+    scanned = replace(scanned, notes=departures(scanned, picture_size(scanned.train[0].path)))
+    return limited(scanned, limit) if limit else scanned
 
 
 def truth(category, sample, size: tuple[int, int]):

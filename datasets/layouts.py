@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +274,31 @@ def scan_truth(dataset: str, name: str, root: Path, test: Iterable[tuple[str, Pa
         defects=read_defects(root / CONFIG) if layout == "loco" else (), remarks=found.remarks(root),
         unmasked=truth.why,
     )
+
+
+def limited(category: Category, count: int) -> Category:
+    """At most `count` pictures of each split, the same ones every time; of the test, good and anomalous by halves.
+
+    What is left out stands in the notes, so that figures are marked as of reduced data.
+    """
+    rng = np.random.default_rng(count)
+
+    def some(samples: Sequence[Sample], n: int) -> list[Sample]:
+        return [samples[i] for i in sorted(rng.permutation(len(samples))[:n])]
+
+    good = [s for s in category.test if not s.label]
+    anomalous = [s for s in category.test if s.label]
+    defective = min(max(count // 2, count - len(good)), len(anomalous))
+    splits = {
+        "train": some(category.train, count), "validation": some(category.validation, count),
+        "test": some(good, count - defective) + some(anomalous, defective),
+    }
+    notes = [f"reduced data: {name} {len(kept)} of {len(getattr(category, name))} (--limit {count})"
+             for name, kept in splits.items() if len(kept) < len(getattr(category, name))]
+    order = {s: i for i, s in enumerate(category.test)}
+    splits["test"].sort(key=order.__getitem__)
+    return replace(category, **{name: tuple(kept) for name, kept in splits.items()},
+                   notes=(*category.notes, *notes), blank=())
 
 
 def _good(root: Path, split: str, found: Findings, white_level: int) -> tuple[Sample, ...]:

@@ -138,6 +138,11 @@ def _misfit(state: Mapping[str, Tensor], needed: Mapping[str, Tensor | None]) ->
     return ""
 
 
+def found_in(directory: str | Path, tag: str) -> Path | None:
+    """The first file in a weights directory that is tried for a tag; None when there is none. No file is read."""
+    return next(iter(_in_directory(Path(directory), tag)), None)
+
+
 def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Copy `state` into `module`, whose every key must be there with its own shape; further keys are ignored.
 

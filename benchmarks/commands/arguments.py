@@ -43,6 +43,8 @@ def running() -> argparse.ArgumentParser:
                         help="score the test pictures N times during training, for a plot and no choice (0)")
     parser.add_argument("--cache-size", default="20GB", metavar="SIZE",
                         help="bound of the cache of decoded pictures; 0 turns it off (20GB)")
+    parser.add_argument("--limit", type=int, default=0, metavar="N",
+                        help="at most N pictures of each split, the same ones every time; figures are marked (all)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
 
@@ -68,6 +70,8 @@ def options(args: argparse.Namespace) -> Options:
     size = _bytes(args.cache_size)
     if not 0 <= args.watch_test <= 200:
         raise UsageError(f"--watch-test {args.watch_test}: give 0 to 200")
+    if args.limit and args.limit < 2:
+        raise UsageError(f"--limit {args.limit}: give 2 or more, for a good and an anomalous test picture")
     if args.workers < 1:
         raise UsageError(f"--workers {args.workers}: give 1 or more")
     return Options(
@@ -75,6 +79,7 @@ def options(args: argparse.Namespace) -> Options:
         device=args.device, textures=args.textures, metric_size=args.metric_size, settings=settings,
         keep_maps=args.keep_maps, watch=args.watch_test,
         cache_dir=args.results / "cache" if size else None, cache_size=size, time_limit=args.time_limit,
+        limit=args.limit,
     )
 
 

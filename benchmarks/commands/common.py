@@ -83,7 +83,17 @@ def samples(args: argparse.Namespace) -> Callable[[str, str], dict[str, tuple[Pa
     from benchmarks import kept
 
     made = dict.fromkeys(DEMO_DATASETS, (args.results / DEMO_FOLDER,))
-    return lambda dataset, category: kept.samples(dataset, category, (*made.get(dataset, ()), args.data_root))
+    given = dict(zip(names(args), getattr(args, "datasets", ()), strict=True))  # the file that gives a name
+    return lambda dataset, category: kept.samples(
+        given.get(dataset, dataset), category, (*made.get(dataset, ()), args.data_root)
+    )
+
+
+def names(args: argparse.Namespace) -> list[str]:
+    """The datasets' names in records: that within a YAML file stands for the file."""
+    from datasets.sources import name_of
+
+    return [name_of(dataset) for dataset in getattr(args, "datasets", ())]
 
 
 def specs(methods: list[str]) -> list[str]:

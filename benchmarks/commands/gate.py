@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands.common import DEMO_DATASETS, add, specs, stored
+from benchmarks.commands.common import DEMO_DATASETS, add, names, specs, stored
 
 
 def add_check(commands: Any) -> None:
@@ -56,7 +56,7 @@ def baseline(args: argparse.Namespace) -> int:
     wanted = specs(args.methods)
     records = [
         r for r in stored(args)
-        if r["unit"]["dataset"] in args.datasets
+        if r["unit"]["dataset"] in names(args)
         and (not wanted or f"{r['unit']['method']}@{r['unit']['preset']}" in wanted)
     ]
     made = regression.make_baseline(records, _command(records, args.datasets))

@@ -22,12 +22,14 @@ def add_run(commands: Any) -> None:
     parser.add_argument("--methods", nargs="+", required=True, metavar="M[@PRESET]")
     parser.add_argument("--datasets", nargs="+", required=True, metavar="D")
     parser.add_argument("--categories", nargs="+", default=[], metavar="C", help="categories (all found)")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="run nothing: show the units, the data and what was found in it, weights, time")
 
 
 def run(args: argparse.Namespace) -> int:
     """Every method on every category of the datasets."""
     from benchmarks.errors import UsageError
-    from benchmarks.plan import make_plan
+    from benchmarks.plan import make_plan, weights_needed
     from benchmarks.report import views
 
     plan = make_plan(
@@ -38,6 +40,12 @@ def run(args: argparse.Namespace) -> int:
             f"nothing to run: no category of {', '.join(args.datasets)} is under {args.data_root}; "
             f"`run_benchmark.py list datasets --data-root {args.data_root}` shows what is found"
         )
+    if args.dry_run:
+        from benchmarks.preview import preview
+        from benchmarks.store import Store
+
+        print(preview(plan, Store(args.results), weights_needed(plan.jobs)))
+        return int(bool(plan.unreadable))
     code, records = _launch(args, plan)
     if records:
         print(views.overview(records, absent=plan.absent))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands.common import add, samples, say, specs, stored
+from benchmarks.commands.common import add, names, samples, say, specs, stored
 
 FORMATS = ("md", "latex", "csv", "html")
 
@@ -49,7 +49,8 @@ def compare(args: argparse.Namespace) -> int:
     from benchmarks.report import views
 
     methods = specs(args.methods)
-    records = [r for r in stored(args) if r["unit"]["dataset"] in args.datasets]
+    wanted = names(args)
+    records = [r for r in stored(args) if r["unit"]["dataset"] in wanted]
     print(views.comparison(records, methods, metric=args.metric, form=args.format, mixed=args.mixed))
     if args.plot:
         from benchmarks.report.drawings.comparison import plot
@@ -109,12 +110,13 @@ def figure(args: argparse.Namespace) -> int:
     from benchmarks.report.drawings import drawn
 
     methods = specs(args.methods)
+    wanted = names(args)
     records = [
         r for r in stored(args)
-        if r["unit"]["dataset"] in args.datasets and (not args.categories or r["unit"]["category"] in args.categories)
+        if r["unit"]["dataset"] in wanted and (not args.categories or r["unit"]["category"] in args.categories)
         and f"{r['unit']['method']}@{r['unit']['preset']}" in methods
     ]
-    where = f"{', '.join(methods)} on {', '.join(args.datasets)}"
+    where = f"{', '.join(methods)} on {', '.join(wanted)}"
     if not records:
         raise UsageError(f"no record of {where} under {args.results}; run it first (for overlays "
                          "with --keep-maps)")
@@ -136,7 +138,8 @@ def figure(args: argparse.Namespace) -> int:
 def _advice(kinds: Sequence[str], data_root: Path) -> list[str]:
     """Why there may be nothing of each kind, and what to do."""
     known = {
-        "overlay": f"no kept maps, or no pictures under {data_root}: run with --keep-maps --force",
+        "overlay": f"no kept maps, or no pictures under {data_root} (a dataset of a YAML file is named by that file): "
+                   "run with --keep-maps --force",
         "watch": "nothing was watched: run with --watch-test N --force",
         "loss": "no training log: the method does not train by epochs",
     }

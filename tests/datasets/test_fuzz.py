@@ -17,7 +17,7 @@ import datasets
 from datasets.base import DatasetError
 from datasets.images import decode, picture_size
 from datasets.layouts import scan
-from datasets.masks import decode_mask
+from datasets.masks import decode_mask, read_mask
 from tests.datasets.conftest import DEFECTS
 
 COUNT = 150  # broken files of each form
@@ -118,3 +118,78 @@ def test_broken_dataset_files(mvtec: Path, tmp_path: Path) -> None:
         else:
             assert list(found) == ["nut"], i
     assert refused > COUNT
+
+
+FORMS = ("L", "1", "P", "PA", "RGB", "RGBA", "LA", "I;16", "F", "CMYK", "jpeg")
+
+
+def drawn(rng: np.random.Generator, form: str, marked: np.ndarray) -> tuple[Image.Image, bool | None]:
+    """A mask of a random form, and whether it says for sure what it marks; None where it may be read or refused."""
+    value, background = int(rng.integers(1, 256)), (0, 0, 0)
+    colour = tuple(int(v) for v in rng.integers(0, 256, 3))
+    if max(colour) < 1:
+        colour = (1, 0, 0)
+    white_ground = bool(rng.random() < 0.25)
+    if white_ground:
+        background = (255, 255, 255)
+    if form in ("L", "I;16", "F"):
+        scale = {"L": 1, "I;16": int(rng.choice([1, 16, 257])), "F": 1}[form]
+        kind = {"L": np.uint8, "I;16": np.uint16, "F": np.float32}[form]
+        values = np.where(marked, value, value // 2 if white_ground else 0) * scale
+        return Image.fromarray(values.astype(kind)), None if white_ground and value > 1 else True
+    if form == "1":
+        return Image.fromarray(marked), True
+    if form in ("P", "PA"):
+        order = rng.permutation(256).astype(np.uint8)
+        image = Image.fromarray(np.where(marked, order[0], order[1]), "P")
+        table = rng.integers(0, 256, (256, 3), dtype=np.uint8)
+        table[order[0]], table[order[1]] = colour, background
+        image.putpalette(table.tobytes())
+        if form == "PA":
+            image.info["transparency"] = int(order[1])  # then the background is told whatever its colour
+            return image, True
+        return image, None if white_ground else True
+    if form in ("RGBA", "LA"):
+        pixels = np.empty((*marked.shape, 4), np.uint8)
+        pixels[..., :3] = np.where(marked[..., None], colour, rng.integers(0, 256, 3))
+        pixels[..., 3] = marked * 255
+        image = Image.fromarray(pixels)
+        if form == "LA":
+            grey = Image.merge("LA", [Image.fromarray(marked * np.uint8(value)), Image.fromarray(pixels[..., 3])])
+            return grey, True
+        return image, True
+    pixels = np.where(marked[..., None], colour, background).astype(np.uint8)
+    if form == "CMYK":
+        return Image.fromarray(pixels).convert("CMYK"), None if white_ground else True
+    if form == "jpeg":
+        return Image.fromarray((marked * 255).astype(np.uint8)), True
+    return Image.fromarray(pixels), None if white_ground else True
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_random_masks_are_read_right_or_refused(tmp_path: Path, form: str) -> None:
+    """Blocks in random places, sizes, colours, depths: what is marked comes out, or an error; never another region."""
+    rng, right, refused = np.random.default_rng(FORMS.index(form)), 0, 0
+    suffix = {"F": ".tif", "CMYK": ".tif", "jpeg": ".jpg"}.get(form, ".png")
+    for i in range(COUNT):
+        height, width = (int(v) for v in rng.integers(24, 90, 2))
+        marked = np.zeros((height, width), bool)
+        for _ in range(int(rng.integers(1, 4))):
+            top, left = int(rng.integers(0, height - 8)), int(rng.integers(0, width - 8))
+            marked[top : top + int(rng.integers(3, 12)), left : left + int(rng.integers(3, 12))] = True
+        image, sure = drawn(rng, form, marked)
+        path = tmp_path / f"{i}{suffix}"
+        image.save(path, **({"quality": 95} if form == "jpeg" else {}), **(
+            {"transparency": image.info["transparency"]} if "transparency" in image.info else {}))
+        try:
+            mask = read_mask(path)
+        except DatasetError as error:
+            assert str(path) in str(error) and not sure, (i, error)
+            refused += 1
+            continue
+        assert mask.values.dtype == np.uint8 and mask.values.shape == marked.shape, i
+        wrong = np.count_nonzero((mask.values > 0) != marked)
+        # a JPEG may round a corner; a mask that is marked everywhere gets a remark
+        assert wrong == 0 or (form == "jpeg" and wrong <= 0.02 * marked.size) or (mask.values > 0).all(), (i, wrong)
+        right += wrong == 0
+    assert right + refused >= COUNT * 0.95 and right > COUNT / 2
