@@ -1,6 +1,6 @@
 """Data: MVTec AD, MVTec LOCO AD, folders of own classes, the demo sets, download and decode cache.
 
-A dataset is named by a public name (`mvtec_ad`, `mvtec_loco`), by the name of a folder under the data root, or by a
+A dataset is named by a public name (`mvtec_ad`, `visa`, ...), by the name of a folder under the data root, or by a
 small YAML file. Light on purpose: other libraries look for a package called `datasets` and may import this one.
 """
 
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-PUBLIC = ("mvtec_ad", "mvtec_loco")
+PUBLIC = (
+    "mvtec_ad", "mvtec_loco", "visa", "mvtec_ad_2", "btad", "mpdd", "mvtec_3d", "kolektor_sdd2", "real_iad",
+)
 
 
 def names(data_root: Path | None = None) -> list[str]:
@@ -51,6 +53,7 @@ def load(dataset: str, category: str, data_root: Path, limit: int = 0):
     from datasets.catalog import departures
     from datasets.images import picture_size
     from datasets.layouts import limited, scan
+    from datasets.public import LAYOUTS, place
     from datasets.sources import near, source
 
     found = source(dataset, Path(data_root))
@@ -60,7 +63,11 @@ def load(dataset: str, category: str, data_root: Path, limit: int = 0):
             f"{found.name} has no category {category!r} under {found.root}{near(category, found.categories)}; "
             f"it has {', '.join(found.categories)}"
         )
-    scanned = scan(found.name, category, found.categories[category], white_level=found.white_level)
+    folder = found.categories[category]
+    if place(found.name, found.root, category) == folder:
+        scanned = LAYOUTS[found.name].read(found.name, category, folder)
+    else:
+        scanned = scan(found.name, category, folder, white_level=found.white_level)
     scanned = replace(scanned, notes=departures(scanned, picture_size(scanned.train[0].path)))
     return limited(scanned, limit) if limit else scanned
 

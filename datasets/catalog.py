@@ -1,25 +1,54 @@
-"""Facts about the public datasets: categories, official counts and picture sizes.
+"""Facts about the public datasets: what they are, categories, official counts and picture sizes.
 
 MVTec AD: Bergmann et al., CVPR 2019, table 1. MVTec LOCO AD: Bergmann et al., IJCV 2022, table 1, but for
-splicing_connectors, where the released archive holds 360 and 60 pictures and the paper counts 354 and 59. The totals
-(3,629 and 1,725; 1,778, 305 and 1,568) are checked by a test. Archives and their checksums as in anomalib 2.7.
+splicing_connectors, where the released archive holds 360 and 60 pictures and the paper counts 354 and 59. VisA: its
+repository's table, with nine tenths of the normal pictures in the training part of its one-class split. MPDD, BTAD,
+MVTec 3D-AD and KolektorSDD2: counts of the released archives; the papers' totals are checked by a test, as those of
+MVTec AD (3,629 and 1,725) and LOCO (1,778, 305 and 1,568). Of MVTec AD 2 and Real-IAD the categories only.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from datasets.base import Category
 
 
 class Official(NamedTuple):
-    """Counts of a category's pictures, and (width, height) of each."""
+    """Counts of a category's pictures, and (width, height) of each; None is what is not stated.
 
-    train: int
-    validation: int
-    test: dict[str, int]
-    size: tuple[int, int]
+    test: by kind; 'defective' is all kinds but good, 'all' every test picture.
+    """
+
+    train: int | None = None
+    validation: int | None = None
+    test: Mapping[str, int] = MappingProxyType({})
+    size: tuple[int, int] | None = None
+
+
+class About(NamedTuple):
+    """What a dataset is, how many pictures it has, and its licence."""
+
+    what: str
+    pictures: str
+    licence: str
+
+
+NC_SA = "CC BY-NC-SA 4.0"
+ABOUT = {
+    "mvtec_ad": About("MVTec AD: 10 objects, 5 textures", "5,354", NC_SA),
+    "mvtec_loco": About("MVTec LOCO AD: structural and logical anomalies", "3,651", NC_SA),
+    "visa": About("VisA: 12 objects, one-class split", "10,821", "CC BY 4.0"),
+    "mvtec_ad_2": About("MVTec AD 2: 8 hard categories, public test part", "8,004, some private", NC_SA),
+    "btad": About("BTAD: 3 industrial products", "2,540", NC_SA),
+    "mpdd": About("MPDD: painted metal parts", "1,346", NC_SA),
+    "mvtec_3d": About("MVTec 3D-AD: RGB pictures of 10 objects", "4,147", NC_SA),
+    "kolektor_sdd2": About("KolektorSDD2: one surface", "3,335", NC_SA),
+    "real_iad": About("Real-IAD: 30 objects from 5 views", "151,050", NC_SA),
+}
 
 
 def _ad(train: int, good: int, defective: int, side: int) -> Official:
@@ -48,6 +77,50 @@ OFFICIAL: dict[str, dict[str, Official]] = {
     },
 }
 
+OFFICIAL |= {
+    "visa": {
+        name: Official(train, 0, {"good": good, "defective": 100}) for name, train, good in (
+            ("candle", 900, 100), ("capsules", 542, 60), ("cashew", 450, 50), ("chewinggum", 453, 50),
+            ("fryum", 450, 50), ("macaroni1", 900, 100), ("macaroni2", 900, 100), ("pcb1", 904, 100),
+            ("pcb2", 901, 100), ("pcb3", 905, 101), ("pcb4", 904, 101), ("pipe_fryum", 450, 50),
+        )
+    },
+    "mvtec_ad_2": dict.fromkeys(
+        ("can", "fabric", "fruit_jelly", "rice", "sheet_metal", "vial", "wallplugs", "walnuts"), Official()
+    ),
+    "btad": {
+        "01": Official(400, 0, {"good": 21, "defective": 49}), "02": Official(399, 0, {"good": 30, "defective": 200}),
+        "03": Official(1000, 0, {"good": 400, "defective": 41}),
+    },
+    "mpdd": {
+        "bracket_black": Official(289, 0, {"good": 32, "defective": 47}),
+        "bracket_brown": Official(185, 0, {"good": 26, "defective": 51}),
+        "bracket_white": Official(110, 0, {"good": 30, "defective": 30}),
+        "connector": Official(128, 0, {"good": 30, "defective": 14}),
+        "metal_plate": Official(54, 0, {"good": 26, "defective": 71}),
+        "tubes": Official(122, 0, {"good": 32, "defective": 69}),
+    },
+    "mvtec_3d": {
+        name: Official(train, None, {"all": test}) for name, train, test in (
+            ("bagel", 244, 110), ("cable_gland", 223, 108), ("carrot", 286, 159), ("cookie", 210, 131),
+            ("dowel", 288, 130), ("foam", 236, 100), ("peach", 361, 132), ("potato", 300, 114), ("rope", 298, 101),
+            ("tire", 210, 112),
+        )
+    },
+    "kolektor_sdd2": {"surface": Official(2085, 0, {"good": 894, "defective": 110})},
+    "real_iad": dict.fromkeys((
+        "audiojack", "bottle_cap", "button_battery", "end_cap", "eraser", "fire_hood", "mint", "mounts", "pcb",
+        "phone_battery", "plastic_nut", "plastic_plug", "porcelain_doll", "regulator", "rolled_strip_base",
+        "sim_card_set", "switch", "tape", "terminalblock", "toothbrush", "toy_brick", "toy", "transistor1", "u_block",
+        "usb_adaptor", "usb", "vcpill", "wooden_beads", "woodstick", "zipper",
+    ), Official()),
+}
+
+PRIVATE = {
+    "mvtec_ad_2_private": "mvtec_ad_2", "mvtec_ad_2_private_mixed": "mvtec_ad_2",
+}
+"""Parts whose ground truth is not published, and the dataset that is measured instead."""
+
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
 
 
@@ -60,8 +133,7 @@ def departures(category: Category, size: tuple[int, int]) -> tuple[str, ...]:
     if official is None:
         return ()
     kinds = Counter(s.kind for s in category.test)
-    if category.dataset == "mvtec_ad":
-        kinds = Counter({"good": kinds["good"], "defective": kinds.total() - kinds["good"]})
+    kinds |= {"defective": kinds.total() - kinds["good"], "all": kinds.total()}
     found = {
         "train": (len(category.train), official.train),
         "validation": (len(category.validation), official.validation),
@@ -69,8 +141,8 @@ def departures(category: Category, size: tuple[int, int]) -> tuple[str, ...]:
     }
     notes = [
         f"reduced data: {name} {have} of {count}" if have < count else f"other data: {name} {have}, officially {count}"
-        for name, (have, count) in found.items() if have != count
+        for name, (have, count) in found.items() if count is not None and have != count
     ]
-    if size != official.size:
+    if official.size and size != official.size:
         notes.append("reduced data: pictures {}x{} of {}x{}".format(*size, *official.size))
     return tuple(notes)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets.base import DatasetError, composed
-from datasets.catalog import OFFICIAL
+from datasets.catalog import OFFICIAL, PRIVATE
 from datasets.images import DEEP
 from datasets.layouts import folders, is_category
+from datasets.public import LAYOUTS, found_in
 
 YAML_KEYS = {"name", "root", "categories", "white_level"}
 
@@ -46,10 +47,16 @@ def source(dataset: str, data_root: Path) -> Source:
             "categories themselves"
         )
     if not dataset or dataset != Path(dataset).name or dataset in (".", ".."):
-        raise DatasetError(f"{dataset!r} is no dataset name; use mvtec_ad, mvtec_loco, a folder's name or a YAML file")
+        raise DatasetError(f"{dataset!r} is no dataset name; use a public one ({', '.join(OFFICIAL)}), a folder's name "
+                           "or a YAML file")
+    if dataset in PRIVATE:
+        raise DatasetError(
+            f"{dataset}: its ground truth is not published, so nothing can be measured here; the authors' server "
+            f"scores it (https://benchmark.mvtec.com). The public part is {PRIVATE[dataset]}"
+        )
     inside = data_root / dataset
     if isdir(inside):
-        found = _categories(inside, OFFICIAL.get(dataset))
+        found = found_in(dataset, inside, OFFICIAL[dataset]) if dataset in OFFICIAL else _categories(inside)
         if found:
             return Source(dataset, inside, found)
         seen = ", ".join(f.name for f in folders(inside)[:5]) or "no folders"
@@ -58,7 +65,7 @@ def source(dataset: str, data_root: Path) -> Source:
         )
     official = OFFICIAL.get(dataset)
     if official:
-        found = _categories(data_root, official)
+        found = found_in(dataset, data_root, official, converted=dataset not in LAYOUTS)
         if found:
             return Source(dataset, data_root, found)
         raise DatasetError(
@@ -68,16 +75,14 @@ def source(dataset: str, data_root: Path) -> Source:
         )
     known = [*OFFICIAL, *(f.name for f in folders(data_root))]
     raise DatasetError(
-        f"unknown dataset {dataset!r}{near(dataset, known)}; it is neither mvtec_ad nor mvtec_loco, and {inside} is no "
-        "folder"
+        f"unknown dataset {dataset!r}{near(dataset, known)}; it is no public dataset ({', '.join(OFFICIAL)}), and "
+        f"{inside} is no folder"
     )
 
 
-def _categories(root: Path, official: dict | None) -> dict[str, Path]:
-    """Folders that look like categories; for a public dataset only its own names."""
-    return {
-        composed(f.name): f for f in folders(root) if is_category(f) and (official is None or f.name in official)
-    }
+def _categories(root: Path) -> dict[str, Path]:
+    """Folders that look like categories."""
+    return {composed(f.name): f for f in folders(root) if is_category(f)}
 
 
 def _from_yaml(path: Path) -> Source:
@@ -102,7 +107,7 @@ def _from_yaml(path: Path) -> Source:
     root = root if root.is_absolute() else path.parent / root
     if not isdir(root):
         raise DatasetError(f"{path}: root {root} is no folder; it should hold <category>/train/good")
-    found = _categories(root, None)
+    found = _categories(root)
     wanted = raw.get("categories")
     if wanted is not None:
         if not isinstance(wanted, list) or not all(isinstance(c, str) for c in wanted):

@@ -35,16 +35,19 @@ def _datasets(args: argparse.Namespace) -> None:
     from tabulate import tabulate
 
     import datasets
+    from datasets.catalog import ABOUT, About
 
     rows = []
     for name in datasets.names(args.data_root):
+        about = ABOUT.get(name, About("own folder", "", ""))
         try:
             found = sorted(datasets.find(name, args.data_root))
-            rows.append([name, len(found), ", ".join(found)])
+            rows.append([name, *about, f"{len(found)}: {', '.join(found)}"])
         except ValueError:
-            rows.append([name, 0, "not found"])
-    headers = ["dataset", "categories", f"under {args.data_root}"]
-    print(tabulate(rows, headers=headers, maxcolwidths=[None, None, 90]))
+            rows.append([name, *about, "not found"])
+    headers = ["dataset", "what it is", "pictures", "licence", f"categories under {args.data_root}"]
+    print(tabulate(rows, headers=headers, maxcolwidths=[None, 30, None, None, 60],
+                   disable_numparse=True))
 
 
 def _tables(args: argparse.Namespace) -> None:
@@ -59,7 +62,8 @@ def _tables(args: argparse.Namespace) -> None:
 def add_download(commands: Any) -> None:
     """`download DATASET`."""
     parser = add(commands, "download", download, "fetch a public dataset, or draw an embedded one")
-    parser.add_argument("dataset", metavar="mvtec_ad|mvtec_loco|demo|demo_loco|demo_flat_connector")
+    parser.add_argument("dataset", metavar="NAME",
+                        help="a public dataset of `list datasets`, demo, demo_loco or demo_flat_connector")
 
 
 def download(args: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ AD and MVTec LOCO AD ship it; where its test pictures are there too, maps are he
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import datasets
 from benchmarks.metrics.ranks import MetricError
 from benchmarks.metrics.regions import Region
 from benchmarks.metrics.scorer import Scorer, Scores
-from datasets.base import Category, Sample, composed, raise_problems
+from datasets.base import Category, composed, raise_problems
 from datasets.images import picture_size
 from datasets.layouts import scan, scan_truth
+from datasets.public import LAYOUTS, place
 
 MAPS = (".tiff", ".tif", ".npy")
 
@@ -45,7 +46,7 @@ def categories(maps: Path, dataset: Path) -> list[str]:
     if not names:
         raise MetricError(f"{maps}: no folder <category>/test below it; give the folder that holds the categories")
     for name in names:
-        if not _folder(dataset, name).is_dir():
+        if not _folder(dataset, name).is_dir() and not place(dataset.name, dataset, name):
             raise MetricError(f"{dataset / name}: missing; the maps hold the category {name!r}, the dataset does not")
     return names
 
@@ -60,24 +61,20 @@ def find(maps: Path, dataset: Path, name: str) -> Found:
     """The maps of a category with their ground truth. Raises MetricError and DatasetError that name the files."""
     root = _folder(dataset, name)
     held = {(composed(kind), composed(path.stem)): path for kind, path in find_maps(maps / name / "test")}
-    if (root / "test").is_dir():
-        category = scan(dataset.name, name, root, training=False)
+    own = place(dataset.name, dataset, name)
+    if own or (root / "test").is_dir():
+        category = LAYOUTS[dataset.name].read(dataset.name, name, own) if own else scan(
+            dataset.name, name, root, training=False)
         by_name = {(composed(s.kind), composed(s.path.stem)): s for s in category.test}
         foreign = [path for key, path in held.items() if key not in by_name]
         if foreign:
-            raise MetricError(f"{foreign[0]}: a map of no picture in {root / 'test'} ({len(foreign)} such); remove it")
+            raise MetricError(f"{foreign[0]}: a map of no test picture of {root} ({len(foreign)} such); remove it")
         chosen = {key: sample for key, sample in by_name.items() if key in held}
         missing = tuple(s.path for key, s in by_name.items() if key not in held)
         test, paths = tuple(chosen.values()), tuple(held[key] for key in chosen)
-        return Found(_with(category, test), paths, missing, True)
+        return Found(replace(category, test=test), paths, missing, True)
     category = scan_truth(dataset.name, name, root, [(kind, path) for (kind, _), path in held.items()])
     return Found(category, tuple(held.values()), (), False)
-
-
-def _with(category: Category, test: tuple[Sample, ...]) -> Category:
-    from dataclasses import replace
-
-    return replace(category, test=test)
 
 
 def score(found: Found, **options: Any) -> tuple[Scores, tuple[str, ...]]:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import tarfile
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,8 +19,9 @@ import pytest
 import datasets
 from datasets import download as module
 from datasets.base import DatasetError
-from datasets.download import ARCHIVES, download
+from datasets.download import ARCHIVES, BY_HAND, download
 from tests.conftest import make_mvtec
+from tests.datasets.test_public import MADE
 
 
 @dataclass
@@ -300,15 +302,56 @@ def test_categories_one_folder_deeper(server: Server, tmp_path: Path) -> None:
 
 
 def test_unknown_names_and_addresses(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="'visa' cannot be downloaded; known: mvtec_ad, mvtec_loco"):
-        download("visa", tmp_path)
+    with pytest.raises(DatasetError, match="'viso' cannot be downloaded; known: mvtec_ad, mvtec_loco, visa"):
+        download("viso", tmp_path)
     with pytest.raises(DatasetError, match="only http and https"):
         download("mvtec_ad", tmp_path, url="file:///etc/passwd")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_official_archives_have_a_checksum_and_a_secure_address() -> None:
-    assert set(ARCHIVES) == set(datasets.PUBLIC)
+    assert set(ARCHIVES) | set(BY_HAND) == set(datasets.PUBLIC)
     for archive in ARCHIVES.values():
-        assert archive.url.startswith("https://") and archive.url.endswith(".tar.xz") and len(archive.sha256) == 64
+        assert archive.url.startswith("https://") and archive.url.endswith(archive.suffix)
+        assert len(archive.sha256) in (32, 64)
         assert np.all([c in "0123456789abcdef" for c in archive.sha256])
+
+
+def zipped(root: Path, names: list[str] | None = None) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as packed:
+        for path in sorted(root.rglob("*")):
+            if path.is_file():
+                packed.write(path, f"BTech_Dataset_transformed/{path.relative_to(root)}")
+        for name in names or []:
+            packed.writestr(name, b"x")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("md5", [False, True])
+def test_a_zip_file_with_either_checksum(server: Server, tmp_path: Path, md5: bool) -> None:
+    (tmp_path / "source").mkdir()
+    MADE["btad"][0](tmp_path / "source")
+    server.body = zipped(tmp_path / "source")
+    digest = hashlib.md5(server.body) if md5 else hashlib.sha256(server.body)
+    said = download("btad", tmp_path / "data", url=server.url, sha256=digest.hexdigest(), quiet=True)
+    assert said.startswith("btad: 1 categories unpacked to")
+    assert len(datasets.load("btad", "03", tmp_path / "data").test) == 4
+    with pytest.raises(DatasetError, match="md5 is .*, not 0000" if md5 else "sha256 is .*, not 0000"):
+        download("btad", tmp_path / "again", url=server.url, sha256="0" * (32 if md5 else 64), quiet=True)
+
+
+@pytest.mark.parametrize("name", ["../out.png", "/out.png", "a/../../out.png", "a\\..\\out.png"])
+def test_a_zip_file_that_leads_outside_is_refused(server: Server, tmp_path: Path, name: str) -> None:
+    (tmp_path / "source").mkdir()
+    MADE["btad"][0](tmp_path / "source")
+    server.body = zipped(tmp_path / "source", [name])
+    with pytest.raises(DatasetError, match="is a link or leads outside"):
+        download("btad", tmp_path / "data", url=server.url, sha256=hashlib.sha256(server.body).hexdigest(), quiet=True)
+    assert not list(tmp_path.rglob("out.png")) and not (tmp_path / "data/btad").exists()
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_what_is_fetched_by_hand_is_told_where_from_and_where_to(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DatasetError, match=f"unpack it from https://.* into {tmp_path / name}"):
+        download(name, tmp_path)

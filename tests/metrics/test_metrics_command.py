@@ -200,7 +200,7 @@ def test_maps_are_held_against_the_pictures(folders, capsys):
     extra = maps / "tile/test/good/999.npy"
     np.save(extra, np.zeros((20, 30)))
     code, _, err = run(capsys, maps, data)
-    assert code == 2 and f"{extra}: a map of no picture" in err
+    assert code == 2 and f"{extra}: a map of no test picture" in err
     extra.unlink()
     good = maps / "tile/test/good/000(1).tiff"
     tifffile.imwrite(good, tifffile.imread(good)[::2, ::2])
