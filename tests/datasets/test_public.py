@@ -144,7 +144,7 @@ def test_a_missing_mask_is_named(made: tuple[str, Path]) -> None:
     category, kind = MADE[name][1:3]
     mask = next(s for s in datasets.load(name, category, root).test if s.kind == kind).masks[0]
     mask.unlink()
-    with pytest.raises(DatasetError, match="its mask .*is missing"):
+    with pytest.raises(DatasetError, match=r"its mask .*is missing"):
         datasets.load(name, category, root)
 
 
@@ -178,7 +178,7 @@ def test_counts_add_up_to_what_is_stated() -> None:
 
 def test_private_parts_are_refused_with_the_reason(tmp_path: Path) -> None:
     for name in ("mvtec_ad_2_private", "mvtec_ad_2_private_mixed"):
-        with pytest.raises(DatasetError, match="ground truth is not published.*The public part is mvtec_ad_2"):
+        with pytest.raises(DatasetError, match=r"ground truth is not published.*The public part is mvtec_ad_2"):
             datasets.find(name, tmp_path)
 
 
@@ -198,9 +198,11 @@ def test_a_split_file_that_is_wrong_is_named(tmp_path: Path) -> None:
         csv_file.write_text(change(whole[0]))
         with pytest.raises(DatasetError, match=words):
             datasets.load("visa", "candle", tmp_path)
-    for change, words in ((lambda t: t[:-9], "no list of train"),
-                          (lambda t: t.replace("anomaly_class", "kind"), "no list"), (lambda t: t.replace("OK/S0000", "../../S"), "outside"),
-                          (lambda t: t.replace('"OK"', '"AK"', 3), "take the one-class split")):
+    for change, words in (
+        (lambda t: t[:-9], "no list of train"), (lambda t: t.replace("anomaly_class", "kind"), "no list"),
+        (lambda t: t.replace("OK/S0000", "../../S"), "outside"),
+        (lambda t: t.replace('"OK"', '"AK"', 3), "take the one-class split"),
+    ):
         json_file.write_text(change(whole[1]))
         with pytest.raises(DatasetError, match=words):
             datasets.load("real_iad", "toy", tmp_path)
