@@ -50,7 +50,7 @@ FAULTS = [
         "stfpm",
         ("[distance.mean() for distance", "[distance.sum() for distance",
          "test_loss_is_the_mean_squared_distance_of_normalised_features_summed_over_stages"),
-        ("learn = torch.tensor(chosen", "learn = torch.tensor(chosen + held",
+        ("learn = torch.tensor(chosen", "learn = torch.tensor(held + chosen",
          "test_held_out_pictures_are_not_trained_on"),
         ("stop=Best(patience=config.epochs)", "stop=None",
          "test_a_fifth_is_held_out_and_the_best_epoch_on_it_is_kept"),
