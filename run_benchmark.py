@@ -10,7 +10,8 @@ from benchmarks.commands import common, data, gate, running, views
 
 COMMANDS = (
     data.add_list, running.add_run, running.add_reproduce, views.add_table, views.add_compare, gate.add_check,
-    gate.add_baseline, views.add_report, views.add_figure, data.add_download, running.add_demo,
+    gate.add_baseline, views.add_report, views.add_figure, data.add_download, data.add_prepare,
+    running.add_demo,
 )
 """In the order in which --help shows them."""
 

@@ -1,8 +1,9 @@
-"""What there is: `list` and `download`."""
+"""What there is, and how more comes in: `list`, `download` and `prepare`."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from benchmarks.commands.common import add
@@ -77,4 +78,40 @@ def download(args: argparse.Namespace) -> int:
         print(f"{args.dataset}: drawn into {args.data_root / args.dataset}")
     else:
         print(public.download(args.dataset, args.data_root))
+    return 0
+
+
+def add_prepare(commands: Any) -> None:
+    """`prepare DIR --as DATASET/CATEGORY`."""
+    parser = add(commands, "prepare", lay_out, "lay out a category of sorted or annotated pictures")
+    parser.add_argument("source", type=Path, metavar="DIR",
+                        help="good/ and a folder for each defect, with masks; or with --annotations any folder")
+    parser.add_argument("--as", dest="name", required=True, metavar="DATASET/CATEGORY", help="place below --data-root")
+    parser.add_argument("--annotations", type=Path, default=None, metavar="FILE|DIR",
+                        help="COCO or VIA JSON, CVAT XML, or a folder of LabelMe files")
+    parser.add_argument("--unannotated", choices=("refuse", "good", "leave"), default="refuse",
+                        help="pictures that the annotations do not list (refuse)")
+    parser.add_argument("--test-good", type=int, default=0, metavar="N", help="good pictures for the test (a fifth)")
+    parser.add_argument("--copy", action="store_true", help="copy files instead of linking them")
+
+
+def lay_out(args: argparse.Namespace) -> int:
+    """Lay out, and say what came of it and what to look at."""
+    from benchmarks.errors import UsageError
+    from datasets.prepare import prepare
+
+    dataset, _, category = args.name.partition("/")
+    if not dataset or not category or "/" in category or {dataset, category} & {".", ".."}:
+        raise UsageError(f"--as {args.name!r}: write DATASET/CATEGORY, for example buttons/round")
+    if args.test_good < 0:
+        raise UsageError(f"--test-good {args.test_good}: give 1 or more")
+    made = prepare(args.source, args.data_root / dataset / category, annotations=args.annotations,
+                   unannotated=args.unannotated, test_good=args.test_good, copy=args.copy)
+    for place, count in sorted(made.counts.items()):
+        print(f"{place}: {count}")
+    for remark in made.remarks:
+        print(f"note: {remark}")
+    if made.sheet:
+        print(f"look at some masks: {made.sheet}")
+    print(f"{made.folder} is ready: run_benchmark.py run --datasets {dataset} --categories {category}")
     return 0
