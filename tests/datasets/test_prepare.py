@@ -45,7 +45,7 @@ def coco(folder: Path) -> Path:
         "annotations": [
             {"image_id": 6, "category_id": 1, "segmentation": [flat]},
             {"image_id": 7, "category_id": 1, "segmentation": [flat]},
-            {"image_id": 7, "category_id": 2, "segmentation": {"size": [HEIGHT, WIDTH], "counts": counts}, "iscrowd": 1},
+            {"image_id": 7, "category_id": 2, "segmentation": {"size": [HEIGHT, WIDTH], "counts": counts}},
         ],
     })
 
@@ -65,15 +65,15 @@ def via(folder: Path) -> Path:
                                   "all_points_y": [c[1] for c in CORNERS]}, "region_attributes": {"kind": "dent"}}
     disc = {"shape_attributes": {"name": "circle", "cx": 20, "cy": 15, "r": 6}, "region_attributes": {"kind": "hole"}}
     regions = {"block.png": [block], "both.png": [block, disc]}
-    return write(folder / "via.json", {"_via_img_metadata": {
-        f"{n}123": {"filename": n, "size": 123, "regions": regions.get(n, [])} for n in (*GOOD, "block.png", "both.png")}})
+    entries = {f"{n}123": {"filename": n, "size": 123, "regions": regions.get(n, [])} for n in (*GOOD, *regions)}
+    return write(folder / "via.json", {"_via_img_metadata": entries})
 
 
 def cvat(folder: Path) -> Path:
     polygon = '<polygon label="dent" points="' + ";".join(f"{x},{y}" for x, y in CORNERS) + '" z_order="0"/>'
     box = DISC[9:22, 14:27]
     runs = np.flatnonzero(np.diff(np.concatenate([[0], box.ravel().astype(int), [0]]))).tolist()
-    counts = [c for c in np.diff([0, *runs, box.size]).tolist()]
+    counts = np.diff([0, *runs, box.size]).tolist()
     mask = f'<mask label="hole" rle="{", ".join(map(str, counts))}" left="14" top="9" width="13" height="13"/>'
     shapes = {"block.png": polygon, "both.png": polygon + mask}
     path = folder / "cvat.xml"
