@@ -22,6 +22,7 @@ from models.ensembles.maps import kept_maps
 from models.ensembles.members import CHUNK, PAIR, SIX, any_short, build_members, chunks, fit_members
 from models.ensembles.projection import Block, BlockConfig
 from models.ensembles.unseen import Split, artificial_anomalies, hold_out, overall, pixel_quality
+from models.features import room
 from models.nn.discriminator import TRAIN_BATCH, Discriminator, map_and_score, noise_loss, optimizer, start
 from models.nn.preprocess import Preprocess
 from models.nn.textures import EMBEDDED
@@ -155,9 +156,11 @@ class FeatureEnsemble(Detector):
             self.members, self._shaped(images), self.config.keep_gb, scratch / "maps" if scratch else None
         )
         log |= self.block.fit(self.members, stores, self.config, generator(self.context, "pca"), device)
+        channels = sum(p.weight.shape[0] for p in self.block.projections)
+        fits = 2 * len(images) * channels * self.config.grid**2 <= room(device)  # then no step waits for a copy
         return torch.cat([
-            self.block([[s.read(first, device) for s in own] for own in stores], self.members).half().cpu()
-            for first in range(0, len(images), CHUNK)
+            self.block([[s.read(first, device) for s in own] for own in stores], self.members).half()
+            .to(device if fits else "cpu") for first in range(0, len(images), CHUNK)
         ])
 
     def _train_head(
@@ -166,10 +169,11 @@ class FeatureEnsemble(Detector):
         """A discriminator of its own for noise of `level`, from the same start; returns its log."""
         config, context, channels = self.config, self.context, joined.shape[1]
         self._build_head(channels)
-        rows = torch.as_tensor(learnt)
+        rows = torch.as_tensor(learnt, device=joined.device)
 
         def step(indices: Tensor, noise: torch.Generator) -> Tensor:
-            real = joined[rows[indices.cpu()]].to(context.device).float().permute(0, 2, 3, 1).reshape(-1, channels)
+            drawn = joined[rows[indices.to(joined.device)]].to(context.device)
+            real = drawn.float().permute(0, 2, 3, 1).reshape(-1, channels)
             if config.adapter:
                 real = self.head["adapter"](real)
             return noise_loss(self.head["discriminator"], real, level, config.margin, noise)
