@@ -106,7 +106,11 @@ def build_members(
                 f"{ensemble}: member {spec!r} gives no feature maps (it has no `feature_maps`), so it cannot be part "
                 "of a feature ensemble; use score_ensemble, which combines scores and maps of any method"
             )
-    return [_build(spec, name, config, context) for spec, name, config in parsed]
+    members = [_build(spec, name, config, context) for spec, name, config in parsed]
+    cropped = [m.spec for m in members if features and m.detector.preprocess.aspect != "squash"]
+    if cropped:
+        raise ModelError(f"{ensemble}: member {cropped[0]!r} sees another part of each picture; set aspect=squash")
+    return members
 
 
 def _build(spec: str, name: str, config: Config, context: Context) -> Member:

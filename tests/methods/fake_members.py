@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.base import Config, Context, Detector, Images, Prediction, Progress, no_progress
-from models.nn.preprocess import Preprocess
+from models.nn.preprocess import Aspect, Preprocess
 from models.registry import register
 
 FITS: Counter[str] = Counter()
@@ -22,6 +22,7 @@ FITS: Counter[str] = Counter()
 class FakeMapsConfig(Config):
     size: int = 32
     crop: int = 0
+    aspect: Aspect = "squash"
     channels: tuple[int, ...] = (6,)  # one map per number, each half as fine as the one before
     seed: int = 0
     gain: float = 1.0
@@ -43,7 +44,7 @@ class FakeMaps(Detector):
     def __init__(self, config: FakeMapsConfig, context: Context) -> None:
         super().__init__(config, context)
         crop = (config.crop, config.crop) if config.crop else None
-        self.preprocess = Preprocess((config.size, config.size), crop, normalise=False)
+        self.preprocess = Preprocess((config.size, config.size), crop, normalise=False, aspect=config.aspect)
         generator = torch.Generator().manual_seed(config.seed)
         self.mixes = [torch.randn(c, 3, generator=generator) for c in config.channels]
         self.start = torch.rand(1)  # from the global generator, as a network's first weights are

@@ -307,6 +307,7 @@ def test_noise_levels_are_judged_where_anomalies_give_huge_features(monkeypatch:
     ((), "no members; give them as members=a,b"),
     (("fake_maps@one", "fake_maps"), "'fake_maps@one' is named twice"),
     (("fake_maps@one", "fake@plain"), "'fake@plain' gives no feature maps"),
+    (("fake_maps@one", "fake_maps@two:aspect=short"), "sees another part of each picture"),
     (("fake_maps@one", "patchcor"), "unknown method 'patchcor'"),
     (("fake_maps@one", "fake_maps@two:seed"), "'seed' is not field=value"),
     (("fake_maps@one", "fake_maps@two:sed=3"), "has no field 'sed', did you mean 'seed'"),
