@@ -52,7 +52,7 @@ class DraemConfig(TrainedConfig):
 @register("draem", presets={
     "paper": DraemConfig(),
     "anomalib": DraemConfig(library=True, train_batch=32, beta=0.9, rotate=0.0, average=1),
-    "quick": DraemConfig(size=64, width=8, epochs=20, train_batch=4, lr=1e-3, average=5, textures="embedded",
+    "quick": DraemConfig(size=64, width=8, epochs=8, train_batch=4, lr=1e-3, average=5, textures="embedded",
                          shortened=True),
 })
 class Draem(Trained):
