@@ -160,6 +160,8 @@ def config(spec: str, settings: Mapping[str, str] | None = None) -> Config:
         changes[key] = _typed(text, hints[key], f"{name}: {key}")
     try:
         return base.with_(**changes)
+    except ModelError:  # says which method already
+        raise
     except (ValueError, TypeError) as error:
         raise ModelError(f"{name}: {error}") from error
 

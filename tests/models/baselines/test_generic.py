@@ -132,8 +132,9 @@ def test_constructor_arguments_are_fields_and_reach_the_model():
     ("stfpm", {"epochs": "none"}, "epochs or steps"),
 ])
 def test_settings_that_a_model_refuses_are_said_before_it_is_built(name, settings, words):
-    with pytest.raises(ModelError, match=words):
+    with pytest.raises(ModelError, match=words) as caught:
         registry.config(f"anomalib/{name}", settings)
+    assert str(caught.value).count(f"anomalib/{name}") == 1
 
 
 def test_what_only_the_network_refuses_is_one_line():
