@@ -268,6 +268,7 @@ def _run(
     learnt, told = log.pop("marks", ()), log.pop("notes", ())  # what the training says of itself (models/nn/floor.py)
     record["training"], series = history.split(log)
     found = (*(job.remarks or category.remarks), *scored.remarks)
+    record["remarks"] = list(found)
     record["notes"] = [
         *category.notes, *found, *warnings, *told, *scored.notes, *remarks, *unasked, *(watch.notes() if watch else ()),
     ]

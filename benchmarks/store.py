@@ -28,7 +28,7 @@ TOP_LEVEL = (
     "dataset_fingerprint", "environment", "status",
 )
 OBJECTS = ("unit", "metrics", "protocol", "images", "timing", "memory", "config", "weights", "environment")
-OPTIONAL: dict[str, type] = {"undefined": dict, "training": dict, "marks": list, "notes": list}
+OPTIONAL: dict[str, type] = {"undefined": dict, "training": dict, "marks": list, "notes": list, "remarks": list}
 
 
 class StoreError(OSError):

@@ -59,6 +59,8 @@ class Padim(Detector):
     def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> None:
         from anomalib.models.components import MultiVariateGaussian
 
+        if len(train) < 2:
+            raise ModelError("padim needs at least 2 training pictures: the covariance of one is undefined")
         parts: list[Tensor] = []
         for part in self._embeddings(train):
             parts.append(part)

@@ -15,7 +15,7 @@ from benchmarks.report.drawings.charts import PRO, SPRO
 from benchmarks.report.numbers import heat
 from benchmarks.report.numbers.anything import metric_name
 from benchmarks.report.numbers.arrays import arrays_of, image_rocs, losses, map_curves, scores_by_kind, watched
-from benchmarks.report.numbers.pool import Pool, Record, ReportError, check_protocols, pool
+from benchmarks.report.numbers.pool import Pool, Record, ReportError, check_protocols, pool, why_undefined
 
 CURVES = {  # kind -> (how `plots.curves` draws it, default limit, words)
     "roc": ("roc", None, "image scores"), "pixel_roc": ("roc", None, "pixels"), "pro": ("pro", PRO, "PRO"),
@@ -117,6 +117,9 @@ def _heat(found: Pool, out: Path, metric: str | None) -> list[Path]:
         name = metric or ("image_auroc/mean" if "image_auroc/mean" in have else "image_auroc")
         values = heat.table(units, name)
         if not any(v is not None for row in values.values() for v in row.values()):
+            why = why_undefined((r for seeds in units.values() for r in seeds.values()), name)
+            if why:
+                raise ReportError(f"{name} is undefined for every record on {dataset}: {why}")
             raise ReportError(f"no record on {dataset} has the metric {name!r}; it has {', '.join(sorted(have))}")
         title = f"{' '.join(part for part in metric_name(name) if part)} (%), {dataset}"
         made.append(plots.heat_table(values, out / file_name("heat", dataset, name), title=title))

@@ -15,7 +15,7 @@ MARKS = {
     "untrained": ("†", "a network in it ran with random instead of pretrained weights"),
     "other_weights": ("△", "a network in it ran with other pretrained weights than the preset names"),
     "reduced": ("‡", "the data differ from the full public set"),
-    "noted": ("▽", "the data were read with a remark, which the record's notes give"),
+    "noted": ("▽", "the data were read with a remark, which stands below"),
     "short": ("§", "trained on a shortened schedule"),
     "floor": ("⊥", "not better than the mean picture: its network reconstructs no better than one picture for all"),
     "code": ("○", "its dense code is hardly used: one code for all pictures reconstructs nearly as well"),

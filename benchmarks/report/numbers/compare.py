@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from benchmarks.report.numbers import significance
 from benchmarks.report.numbers.anything import metric_name
 from benchmarks.report.numbers.cells import Cell
-from benchmarks.report.numbers.pool import Pool, ReportError, check_protocols
+from benchmarks.report.numbers.pool import Pool, ReportError, check_protocols, why_undefined
 from benchmarks.report.numbers.significance import ALPHA, Pair
 from benchmarks.report.numbers.suites import Line, TableSpec
 from benchmarks.report.numbers.tables import Table, assemble
@@ -48,6 +48,12 @@ def comparisons(
     """One comparison per metric that any of the methods has. Raises ReportError when there is none."""
     methods = list(dict.fromkeys(methods))
     have = _metrics(found, methods)
+    chosen = [
+        r for key, seeds in found.units.items() if f"{key[0]}@{key[1]}" in methods for r in seeds.values()
+    ]
+    for metric in metrics or DEFAULT[:1]:
+        if metric not in have and (why := why_undefined(chosen, metric)) and (metrics or not have):
+            raise ReportError(f"{metric} is undefined for every record: {why}")
     if not have:
         known = sorted({f"{k[0]}@{k[1]}" for k in found.units})
         raise ReportError(
@@ -57,9 +63,6 @@ def comparisons(
         metrics = [m for m in (DEFAULT_LOCO if DEFAULT_LOCO[0] in have else DEFAULT) if m in have] or sorted(have)[:1]
     elif missing := [m for m in metrics if m not in have]:
         raise ReportError(f"no record has the metric {missing[0]!r}; there are {', '.join(sorted(have))}")
-    chosen = [
-        r for key, seeds in found.units.items() if f"{key[0]}@{key[1]}" in methods for r in seeds.values()
-    ]
     check_protocols(chosen, mixed)
     return [_compare(found, methods, metric, mixed) for metric in metrics]
 

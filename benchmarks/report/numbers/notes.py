@@ -40,7 +40,7 @@ def legend(lines: Iterable[Line], cells: Sequence[Cell]) -> list[tuple[str, str]
     if any(c.rank or c.printed_rank for c in cells):
         found.append(("bold, underlined", RANKS))
     if any(line.partial for line in lines):
-        found.append(("k of n", "mean over the k categories that have a record, of the n that the mean is over"))
+        found.append(("k of n", "mean over the k categories that have a figure, of the n that the mean is over"))
     return found
 
 
@@ -80,7 +80,11 @@ def measured(cells: Sequence[Cell]) -> list[str]:
         f"{dataset}/{category}: measured on {len(versions)} versions of the data, which differ."
         for (dataset, category), versions in sorted(prints.items()) if len(versions) > 1
     ]
-    return notes
+    remarks = {
+        f"{record['unit']['dataset']}/{record['unit']['category']}: {remark}."
+        for record in records for remark in record.get("remarks") or ()
+    }
+    return notes + sorted(remarks)
 
 
 def gaps(cells: Sequence[Cell], found: Pool) -> list[str]:

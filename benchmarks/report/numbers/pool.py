@@ -86,6 +86,12 @@ def fault(record: Any) -> str | None:
     return None
 
 
+def why_undefined(records: Iterable[Record], metric: str) -> str:
+    """The reasons why no record has a figure of a metric that they name; '' when none names it."""
+    reasons = [r.get("undefined", {}).get(metric, "no reason recorded") for r in records if metric in r["metrics"]]
+    return "; ".join(dict.fromkeys(reasons))
+
+
 def pool(records: Iterable[Any]) -> Pool:
     """Index records. Of several for one unit the one with fewest marks counts, then the newest."""
     found = Pool()

@@ -142,7 +142,9 @@ def _with_partial_lines(table: Table, found: Pool, chosen: dict[str, str]) -> Ta
     """Below each line of means that lacks categories, one that averages over those present."""
 
     def lacks(cells: Iterable[Cell]) -> bool:
-        return any(c.state == "missing" and 0 < c.present < c.of and c.need.method != ANY for c in cells)
+        return any(
+            c.state in ("missing", "undefined") and 0 < c.present < c.of and c.need.method != ANY for c in cells
+        )
 
     def part(line: Line) -> Line:
         return replace(line, label=f"{line.label}, present only", partial=True, rank=False, reference=None)
