@@ -5,12 +5,14 @@ The parent shows progress, hands out jobs and never imports a model; the worker 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any
 
+from benchmarks import devices
 from benchmarks.launchers import worker
 from benchmarks.launchers.common import Interrupts, Outcome, acquire, lost
 from benchmarks.launchers.progress import Bars
@@ -28,12 +30,14 @@ def run(jobs: Sequence[Job], workers: int = 1, quiet: bool = False, on_record: C
     """Run every job without a finished record; returns when all are done or the run was stopped.
 
     Two runs on one results directory share the work: a unit locked by the other run is left to it and looked at again
-    at the end. Raises StoreError when records cannot be written.
+    at the end. Raises StoreError when records cannot be written, UsageError when the device is not there.
     """
     if not jobs:
         return Outcome()
     store = Store(jobs[0].results)
     store.check_writable()
+    if note := devices.resolve(jobs[0].device).note:
+        print(f"note: {note}", file=sys.stderr)
     store.sweep()
     loop = Loop(list(jobs), max(1, workers), Bars(len(jobs), quiet), on_record)
     try:
@@ -105,7 +109,8 @@ class Loop:
     def _free(self) -> Worker:
         idle = next((one for one in self.pool if not one.job), None)
         if idle is None:
-            idle = worker.start(len(self.pool), self.workers)
+            taken = {one.index for one in self.pool}
+            idle = worker.start(next(i for i in range(self.workers) if i not in taken), self.workers)
             self.pool.append(idle)
         return idle
 
@@ -123,6 +128,10 @@ class Loop:
                     one.release()
                     if kind == "record" and job:
                         self._count(job, rest[0])
+                        if (rest[0].get("error") or {}).get("device_lost"):  # this process can use its GPU no more
+                            one.kill()
+                            self.pool.remove(one)
+                            return
             if not one.process.is_alive():
                 raise EOFError
         except (EOFError, ConnectionError):

@@ -21,10 +21,14 @@ from benchmarks.units import Job
 
 @dataclass
 class Worker:
-    """The parent's side: the process, the job that it is at work on, since when, and the lock of the job's unit."""
+    """The parent's side: the process, the job that it is at work on, since when, and the lock of the job's unit.
+
+    index: its place among the workers, which decides its GPU; whoever replaces it takes the same place.
+    """
 
     process: Any
     pipe: Connection
+    index: int
     job: Job | None = None
     since: float = 0.0
     lock: Any = None
@@ -97,7 +101,7 @@ def start(index: int, workers: int) -> Worker:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
     theirs.close()
-    return Worker(process, ours)
+    return Worker(process, ours, index)
 
 
 def work(pipe: Connection, threads: int, index: int) -> None:

@@ -202,7 +202,7 @@ def test_a_worker_lost_after_its_record_was_written_is_no_failure(data_root: Pat
     ours, theirs = multiprocessing.Pipe()
     theirs.close()
     loop = local.Loop([], 1, Bars(1, True))
-    loop.pool.append(Worker(Dead(), ours, job=one))
+    loop.pool.append(Worker(Dead(), ours, 0, job=one))
     loop.lose(loop.pool[0], "killed")
     assert (loop.outcome.finished, loop.outcome.failed, loop.pool) == (1, {}, [])
     assert [r["status"] for r in Store(tmp_path).records(failed=True)] == ["ok"]

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.launchers import memory
+from benchmarks.launchers import local, memory, worker
+from benchmarks.plan import Options, make_plan
 from benchmarks.store import Store
 from tests.benchmarks import soak
 from tests.conftest import Cli
@@ -22,6 +23,7 @@ WAYS = {  # how a unit goes wrong -> words in what is said of it
     "null": "SIGSEGV",  # a read at address 0
     "nan": "good/000",
     "shape": "expected [B, h, w]",
+    "device_assert": "device-side assert",
 }
 
 
@@ -47,6 +49,21 @@ def test_each_bad_unit_is_recorded_with_its_reason_and_the_others_go_on(
 def test_memory_does_not_grow_over_thirty_units(tmp_path: Path) -> None:
     resident, _ = soak.memory(tmp_path, "fake@plain", 32)
     assert len(resident) == 32 and soak.growth(resident) < 0.05, resident
+
+
+@pytest.mark.parametrize("way", ["device_assert", "killed"])
+def test_a_worker_that_cannot_go_on_is_replaced_at_its_place(
+    way: str, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its place decides its GPU: a worker that took another's place would share that one's GPU."""
+    places: list[int] = []
+    start = worker.start
+    monkeypatch.setattr(worker, "start", lambda index, workers: places.append(index) or start(index, workers))
+    options = Options(data_root=data_root, results=tmp_path, weights="none", device="cpu")
+    jobs = make_plan([f"fake_bad@{way}", "fake@slow", "fake"], ["parts"], options).jobs
+    outcome = local.run(jobs, workers=2, quiet=True)
+    assert len(outcome.failed) == 2 and outcome.finished == 4
+    assert len(places) >= 3 and set(places) == {0, 1}, "the process that was lost is not used again"
 
 
 @pytest.mark.slow

@@ -98,6 +98,8 @@ class FakeBad(Fake):
             case "refused":
                 allocate_beyond_the_limit()
             case "device_assert":
+                if self.context.device.type == "cpu":  # which has no such thing: only its text
+                    raise RuntimeError("CUDA error: device-side assert triggered")
                 torch.zeros(2, device=self.context.device)[torch.full((1,), 5, device=self.context.device)].sum().item()
             case "hang":
                 time.sleep(600)
