@@ -121,9 +121,13 @@ class Job:
         return " ".join(p for p in parts if p)
 
 
+# fields that came later, with the value that does what was done before: a record made without them stays valid
+LATER = {
+    "precision": "float32", "aspect": "squash", "border": "mirror", "dimension": None, "squared": False, "starts": 1,
+}
+
+
 def config_dict(config: Config) -> dict[str, Any]:
-    """The config as plain JSON values; without `precision` where it is the usual one, as before there was a choice."""
+    """The config as plain JSON values, without the fields of `LATER` that have the value given there."""
     values = json.loads(json.dumps(asdict(config), default=str))
-    if values.get("precision") == "float32":
-        del values["precision"]
-    return values
+    return {key: value for key, value in values.items() if key not in LATER or value != LATER[key]}

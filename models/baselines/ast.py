@@ -121,8 +121,7 @@ class Ast(Detector):
     @torch.no_grad()
     def predict(self, batch: Images) -> Prediction:
         """Mean squared distance per position (Eq. 4), raised eightfold; score: its mean, or maximum, over positions."""
-        teacher, student = self._outputs(batch)
-        cells = distance(teacher, student)
+        cells = distance(*self._outputs(batch))
         score = cells.mean((1, 2)) if self.config.score == "mean" else cells.amax((1, 2))
         raised = F.interpolate(cells[:, None], scale_factor=UPSAMPLE, mode="bicubic", align_corners=False)[:, 0]
         return Prediction(raised, score)
@@ -148,5 +147,4 @@ def distance(teacher: Tensor, student: Tensor) -> Tensor:
 
 def flow_loss(latent: Tensor, log_det: Tensor) -> Tensor:
     """Negative log likelihood per position without its constant (Eq. 3): mean of |z|^2 / 2 - log|det J|."""
-    positions = latent.shape[-2] * latent.shape[-1]
-    return (latent.square().sum((1, 2, 3)) / 2 - log_det).mean() / positions
+    return (latent.square().sum((1, 2, 3)) / 2 - log_det).mean() / latent[0, 0].numel()

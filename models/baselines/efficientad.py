@@ -19,12 +19,13 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import StepLR
 
 from models.base import Context, Images, ModelError, Prediction, Progress, no_progress
+from models.nn.textures import Textures
 from models.nn.trained import Trained, TrainedConfig
 from models.nn.training import generator, split
 from models.registry import register
 from models.weights import load_into
 
-CHANNELS = 384  # of the teacher, and so of the student's first half and of the autoencoder
+CHANNELS = 384  # of the teacher; the student has them twice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,7 @@ class EfficientAd(Trained):
 
         model = parts.EfficientAdModel(model_size=parts.EfficientAdModelSize(config.model))
         tag = f"pretrained_teacher_{config.model}"  # the file name in anomalib's release of these weights
-        state = context.weights.load(tag, model.teacher.state_dict())
-        if state is not None:
+        if (state := context.weights.load(tag, model.teacher.state_dict())) is not None:
             load_into(model.teacher, state, tag)
         model.requires_grad_(False)
         self._trained(model=model)
@@ -67,20 +67,16 @@ class EfficientAd(Trained):
     def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
         from torchvision.transforms.functional import rgb_to_grayscale
 
-        from models.nn.textures import Textures
-
         config, model = self.config, self.trained["model"]
         twice = (2 * config.size, 2 * config.size)
         source = config.textures or self.context.extras.get("textures")
         natural = Textures(source, twice, seed=self.context.seed, most=config.steps)  # another picture for every step
         pictures = self._pictures(train)
-        kept, out = split(len(pictures), 0.1, self.context, minimum=2)
-        held, used = pictures[out], pictures[kept]
+        used, held = (pictures[part] for part in split(len(pictures), 0.1, self.context, minimum=2))
         if validation is not None and len(validation):
-            held, used = self._pictures(validation), pictures
+            used, held = pictures, self._pictures(validation)
         self._teacher_statistics(used)
-        own = generator(self.context, "penalty")
-        low, high = config.size // 2, config.size // 2 + config.size  # the centre
+        own, low, high = generator(self.context, "penalty"), config.size // 2, config.size // 2 + config.size
 
         def step(indices: Tensor, noise: torch.Generator) -> Tensor:
             other = natural.draw(1, own)[..., low:high, low:high]
@@ -93,7 +89,7 @@ class EfficientAd(Trained):
         model.ae.requires_grad_(True)
         count = min(len(used), config.steps)  # a short setting does not reach every picture
         epochs = max(1, round(config.steps / count))
-        optimizer = Adam([*model.student.parameters(), *model.ae.parameters()], config.lr, weight_decay=1e-5)
+        optimizer = Adam([p for p in model.parameters() if p.requires_grad], config.lr, weight_decay=1e-5)
         schedule = StepLR(optimizer, max(1, int(0.95 * epochs)), 0.1)
         log = self._train(step, [optimizer], count, progress, schedulers=[schedule], epochs=epochs)
         self._quantiles(held)
@@ -101,9 +97,8 @@ class EfficientAd(Trained):
 
     def _teacher(self, x: Tensor) -> Tensor:
         """The teacher's channels with mean 0 and deviation 1 over the training pictures."""
-        model = self.trained["model"]
-        with torch.no_grad():
-            return (model.teacher(x) - model.mean_std["mean"]) / model.mean_std["std"]
+        mean, std = (self.trained["model"].mean_std[key] for key in ("mean", "std"))
+        return ((self.trained["model"].teacher(x) - mean) / std).detach()
 
     def _loss(self, x: Tensor, altered: Tensor, natural: Tensor) -> Tensor:
         """The hardest distances to the teacher and the output on natural pictures (Sec. 3.2); on altered pictures the
@@ -119,38 +114,31 @@ class EfficientAd(Trained):
     @torch.no_grad()
     def _teacher_statistics(self, pictures: Tensor) -> None:
         """Mean and standard deviation of each channel of the teacher over the training pictures."""
-        model, sums = self.trained["model"], [0.0, 0.0]
-        for x in pictures.split(1):
-            y = model.teacher(x).double()
-            for i in range(2):
-                sums[i] = sums[i] + (y ** (i + 1)).mean((0, 2, 3), keepdim=True) / len(pictures)
-        model.mean_std["mean"].copy_(sums[0])
-        model.mean_std["std"].copy_((sums[1] - sums[0].square()).clamp_min(1e-12).sqrt())
+        model = self.trained["model"]
+        found = (model.teacher(x).double() for x in pictures.split(1))
+        powers = torch.stack([torch.stack([y, y.square()]).mean((1, 3, 4)) for y in found]).mean(0).view(2, 1, -1, 1, 1)
+        model.mean_std["mean"].copy_(powers[0])
+        model.mean_std["std"].copy_((powers[1] - powers[0].square()).clamp_min(1e-12).sqrt())
 
     def _maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Squared distances of the student to teacher and autoencoder, [B, 1, h, w] on the teacher's grid."""
-        model = self.trained["model"]
-        student = model.student(x)
-        parts = self._teacher(x) - student[:, :CHANNELS], model.ae(x, x.shape[-2:]) - student[:, CHANNELS:]
+        near, far = self.trained["model"].student(x).split(CHANNELS, 1)
+        parts = self._teacher(x) - near, self.trained["model"].ae(x, x.shape[-2:]) - far
         return tuple(part.square().mean(1, keepdim=True) for part in parts)
 
     @torch.no_grad()
     def _quantiles(self, pictures: Tensor) -> None:
         """Both maps' 0.9 and 0.995 quantiles over pictures held back, for their common scale (Sec. 3.4)."""
-        model = self.trained["model"]
         for part, maps in zip(("st", "ae"), zip(*map(self._maps, pictures.split(1)), strict=True), strict=True):
-            values = torch.cat(maps).flatten().cpu().numpy()
-            for key, q in ((f"qa_{part}", 0.9), (f"qb_{part}", 0.995)):
-                model.quantiles[key].copy_(torch.tensor(float(np.quantile(values, q))))
+            for key, value in zip(("qa", "qb"), np.quantile(torch.cat(maps).cpu().numpy(), (0.9, 0.995)), strict=True):
+                self.trained["model"].quantiles[f"{key}_{part}"].fill_(float(value))
 
     @torch.no_grad()
     def predict(self, batch: Images) -> Prediction:
         """The mean of both maps, each scaled so that its two quantiles become 0 and 0.1 (Sec. 3.4)."""
         q = self.trained["model"].quantiles
-        total = 0.0
-        for part, found in zip(("st", "ae"), self._maps(self.preprocess(batch, self.context.device)), strict=True):
-            low, high = q[f"qa_{part}"], q[f"qb_{part}"]
-            total = total + 0.05 * (found - low) / (high - low)
+        maps = zip(("st", "ae"), self._maps(self.preprocess(batch, self.context.device)), strict=True)
+        total = sum(0.05 * (found - q[f"qa_{part}"]) / (q[f"qb_{part}"] - q[f"qa_{part}"]) for part, found in maps)
         padded = F.pad(total, (4, 4, 4, 4))  # what the layers without padding lose
         return Prediction(F.interpolate(padded, self.preprocess.output, mode="bilinear")[:, 0], None)
 

@@ -1,10 +1,11 @@
 """PatchCore (Roth et al., CVPR 2022): nearest neighbours in a coreset of locally aware patch features.
 
-Compared with the authors' code (amazon-science/patchcore-inspection): crop, bilinear upsampling, Gaussian of sigma 4
-and image score are theirs. A patch is described by the 3x3 mean per channel as in Sec. 3.1 (their code averages the
-flattened neighbourhood to 1024 values, then both layers to 1024), distances are Euclidean as in Eq. 6 (theirs are
-squared), the greedy selection is exact from one start (theirs begins with distances to ten random points), both sides
-are resized (theirs the shorter one), and borders are mirrored in the smoothing (theirs are reflected).
+Compared with the authors' code (amazon-science/patchcore-inspection at 8a7748c), ours follows the paper: 3x3 means per
+channel, all channels kept (Sec. 3.1), Euclidean distances (Eq. 6), an exact selection from one drawn point (Alg. 1).
+The preset `authors` does as the code: each layer's neighbourhoods averaged in runs to 1024 values, then both layers to
+1024; squared distances; selection from the point farthest on average from ten; the shorter side resized; borders
+reflected in the smoothing. Left: their projection is uniform (`nn.Linear`), ours Gaussian; their mean distance to the
+ten points bounds distances during the selection. `anomalib`: no crop, sparse projection, nearest upsampling, Eq. 7.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from models.base import Config, Context, Detector, Images, ModelError, Predictio
 from models.features import backbone, extract
 from models.nn.coreset import greedy_coreset
 from models.nn.neighbours import knn
-from models.nn.preprocess import Preprocess
+from models.nn.patches import patch_features
+from models.nn.preprocess import Aspect, Preprocess
 from models.nn.projection import project
-from models.nn.smooth import gaussian_smooth
+from models.nn.smooth import Border, gaussian_smooth
 from models.registry import register
 
 
@@ -36,16 +38,22 @@ class PatchCoreConfig(Config):
     layers: tuple[str, ...] = ("layer2", "layer3")
     size: int = 256
     crop: int | None = 224
+    aspect: Aspect = "squash"  # 'short' cuts the ends of long pictures off, where LOCO has defects
+    dimension: int | None = None  # values of a patch, averaged in runs; None keeps every channel (Sec. 3.1)
     coreset: float = 0.1  # share of the patches kept; the paper reports 25 %, 10 % and 1 %
     projection: Literal["linear", "sparse", "none"] = "linear"  # Alg. 1: for the selection only
+    starts: int = 1  # points drawn; of several, the selection begins with the one farthest from them on average
+    squared: bool = False  # squared distances
     upsample: Literal["bilinear", "nearest"] = "bilinear"
     sigma: float = 4.0  # Sec. 3.3
+    border: Border = "mirror"  # of the smoothing
     neighbours: int = 1  # 1: image score = largest patch score, as the authors' code; b > 1: re-weighted by Eq. 7
 
 
 @register("patchcore", presets={
     "wrn50_10pct": PatchCoreConfig(),
     "wrn50_1pct": PatchCoreConfig(coreset=0.01),
+    "authors": PatchCoreConfig(dimension=1024, starts=10, squared=True, aspect="short", border="reflect"),
     "resnet18": PatchCoreConfig(backbone="resnet18.tv_in1k", crop=None, coreset=0.01, projection="sparse"),
     "anomalib": PatchCoreConfig(crop=None, projection="sparse", upsample="nearest", neighbours=9),
     "demo": PatchCoreConfig(backbone="resnet18.tv_in1k", size=128, crop=None, coreset=0.1, shortened=True),
@@ -61,35 +69,31 @@ class PatchCore(Detector):
         if not 0 < config.coreset <= 1:
             raise ModelError(f"patchcore: coreset={config.coreset} is not a share in (0, 1]")
         crop = (config.crop, config.crop) if config.crop else None
-        self.preprocess = Preprocess((config.size, config.size), crop)
+        self.preprocess = Preprocess((config.size, config.size), crop, aspect=config.aspect)
         self.net = backbone(config.backbone, config.layers, context.weights, context.device)
-        self.bank = torch.empty(0, sum(self.net.channels.values()), device=context.device)
+        self.bank = torch.empty(0, config.dimension or sum(self.net.channels.values()), device=context.device)
 
     def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
         if not len(train):
             raise ModelError("patchcore: there are no training pictures")
-        patches = torch.empty(0)
-        done = 0
+        patches, done = torch.empty(0), 0
         for features in self._features(train):
             maps = self._locally_aware(features)
             rows = maps.permute(0, 2, 3, 1).flatten(0, 2)
             if not len(patches):
-                per_picture = len(rows) // len(maps)
-                patches = torch.empty(len(train) * per_picture, rows.shape[1], device=rows.device)
-            patches[done * per_picture : done * per_picture + len(rows)] = rows
-            done += len(maps)
-            progress(done, 2 * len(train))
+                patches = torch.empty(len(train) * len(rows) // len(maps), rows.shape[1], device=rows.device)
+            patches[done * len(patches) // len(train) :][: len(rows)] = rows
+            progress(done := done + len(maps), 2 * len(train))
         if not torch.isfinite(patches.sum()):
             raise ModelError(f"patchcore: features of {self.config.backbone} are not finite; check its weights")
         count = max(1, int(len(patches) * self.config.coreset))
-        start = int(np.random.default_rng(self.context.seed).integers(len(patches)))
         stats: dict[str, Any] = {}
 
         def selected(done: int, total: int, /, **values: float) -> None:
             progress(len(train) + round(len(train) * done / total), 2 * len(train))
 
         projected = project(patches, self.config.projection, self.context.seed)
-        chosen = greedy_coreset(projected, count, start=start, progress=selected, stats=stats)
+        chosen = greedy_coreset(projected, count, start=self._start(projected), progress=selected, stats=stats)
         self.bank = patches[chosen]
         return {"patches": len(patches), "coreset": count, "distances_share": round(stats["share"], 5)}
 
@@ -100,12 +104,10 @@ class PatchCore(Detector):
             b, _, h, w = embedding.shape
             rows = embedding.permute(0, 2, 3, 1).flatten(0, 2)
             distances, nearest = knn(rows, self.bank)
-            patch_scores = distances.view(b, h * w)
+            patch_scores = (distances.square() if self.config.squared else distances).view(b, h * w)
             scores.append(self._image_score(patch_scores, nearest.view(b, h * w), rows.view(b, h * w, -1)))
-            grid = patch_scores.view(b, 1, h, w)
-            align = None if self.config.upsample == "nearest" else False
-            full = F.interpolate(grid, self.preprocess.output, mode=self.config.upsample, align_corners=align)
-            maps.append(gaussian_smooth(full[:, 0], self.config.sigma))
+            full = F.interpolate(patch_scores.view(b, 1, h, w), self.preprocess.output, mode=self.config.upsample)
+            maps.append(gaussian_smooth(full[:, 0], self.config.sigma, self.config.border))
         return Prediction(torch.cat(maps).float(), torch.cat(scores).float())
 
     def feature_maps(self, batch: Images) -> list[Tensor]:
@@ -115,18 +117,25 @@ class PatchCore(Detector):
     def _features(self, images: Images) -> Any:
         return extract(self.net, self.preprocess, images, self.context.device, self.context.features)
 
+    def _start(self, projected: Tensor) -> int:
+        """The point that the selection begins with."""
+        drawing = np.random.default_rng(self.context.seed)
+        if self.config.starts == 1:
+            return int(drawing.integers(len(projected)))
+        drawn = drawing.choice(len(projected), min(self.config.starts, len(projected)), replace=False)
+        return int(torch.cdist(projected, projected[drawn]).mean(1).argmax())
+
     def _locally_aware(self, features: Mapping[str, Tensor]) -> Tensor:
         """Sec. 3.1: 3x3 means of each layer, deeper layers resized to the first one's grid, channels joined."""
+        if self.config.dimension:
+            return patch_features(features, self.net.layers, 3, self.config.dimension)
         maps = [F.avg_pool2d(features[layer], 3, 1, 1) for layer in self.net.layers]
-        first = maps[0]
-        resized = [F.interpolate(m, first.shape[-2:], mode="bilinear", align_corners=False) for m in maps[1:]]
-        return torch.cat([first, *resized], 1)
+        return torch.cat([maps[0], *(F.interpolate(m, maps[0].shape[-2:], mode="bilinear") for m in maps[1:])], 1)
 
     def _image_score(self, patch_scores: Tensor, nearest: Tensor, rows: Tensor) -> Tensor:
         """Eq. 6, and with `neighbours` > 1 the weight of Eq. 7: how usual the nearest bank patch itself is."""
         score, place = patch_scores.max(1)
-        count = min(self.config.neighbours, len(self.bank))
-        if count <= 1:
+        if (count := min(self.config.neighbours, len(self.bank))) <= 1:
             return score
         pick = torch.arange(len(place), device=place.device)
         worst, match = rows[pick, place], self.bank[nearest[pick, place]]

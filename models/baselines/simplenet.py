@@ -1,9 +1,9 @@
-"""SimpleNet: noise on adapted features of normal pictures teaches a small discriminator what normal is.
+"""SimpleNet (Liu et al., CVPR 2023): noise on adapted features of normal pictures teaches what normal is.
 
-Liu et al., SimpleNet: A Simple Network for Image Anomaly Detection and Localization, CVPR 2023. Settings as in the
-paper's section 4.1 and the run script of the authors' code (github.com/DonaldRR/SimpleNet); where the two differ the
-code is followed, and the field says so. The authors' code keeps the best of 40 evaluations on the test set; here it
-is the last epoch.
+Settings as in the paper's section 4.1 and the run script of the authors' code (DonaldRR/SimpleNet at 15f87c5); where
+the two differ the code is followed, and the field says so. Compared with the code, equal: features, start, noise, loss,
+both optimizers, map and score. Other: both sides are resized (theirs the shorter one; the same on square pictures), and
+the last epoch is kept (theirs the best of 40 evaluations on the test set).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from models.base import Config, Context, Detector, Images, ModelError, Predictio
 from models.features import backbone, extract
 from models.nn.discriminator import TRAIN_BATCH, Discriminator, map_and_score, noise_loss, optimizer, start
 from models.nn.patches import patch_features
-from models.nn.preprocess import Preprocess
+from models.nn.preprocess import Aspect, Preprocess
 from models.nn.training import key_of, train
 from models.registry import register
 
@@ -32,6 +32,7 @@ class SimpleNetConfig(Config):
     layers: tuple[str, ...] = ("layer2", "layer3")  # 4.1
     resize: int = 329  # code
     crop: int | None = 288  # code; the paper's text says 256 and 224
+    aspect: Aspect = "squash"  # code: 'short', which cuts the ends of long pictures off, where LOCO has defects
     patch: int = 3  # neighbourhood, 3.2
     dimension: int = 1536  # 4.1, of the features and of the adapter
     hidden: int = 1024  # code, width of the discriminator
@@ -70,7 +71,7 @@ class SimpleNet(Detector):
     def __init__(self, config: SimpleNetConfig, context: Context) -> None:
         super().__init__(config, context)
         crop = (config.crop, config.crop) if config.crop else None
-        self.preprocess = Preprocess((config.resize, config.resize), crop)
+        self.preprocess = Preprocess((config.resize, config.resize), crop, aspect=config.aspect)
         self.backbone = backbone(config.backbone, config.layers, context.weights, context.device)
         self.adapter = nn.Linear(config.dimension, config.dimension)
         self.discriminator = Discriminator(config.dimension, config.hidden)
@@ -86,10 +87,7 @@ class SimpleNet(Detector):
         kept = self._kept(train_images)
 
         def step(indices: Tensor, noise: torch.Generator) -> Tensor:
-            if kept is not None:
-                x = kept[indices]
-            else:
-                x = self._patches([train_images[i] for i in indices.tolist()])
+            x = kept[indices] if kept is not None else self._patches([train_images[i] for i in indices.tolist()])
             real = self.adapter(x.flatten(0, 1))
             return noise_loss(self.discriminator, real, config.noise_std, config.margin, noise)
 

@@ -6,6 +6,8 @@ import io
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from models import registry
 from models.base import Context, Detector
@@ -65,3 +67,18 @@ def check_fit_predict_seed_and_state(spec, settings, train=6):
     restored = build(spec, settings, seed=5)
     restored.load_state_dict(torch.load(file, weights_only=True))
     assert equal(restored.predict(test), result)
+
+
+def authors_features(found: dict[str, Tensor], patch: int, dimension: int) -> Tensor:
+    """The published procedure patch by patch: unfold, upsample neighbourhoods, average per layer, then together."""
+    stacks = []
+    height, width = next(iter(found.values())).shape[-2:]
+    for x in found.values():
+        b, c, h, w = x.shape
+        windows = F.unfold(x, patch, padding=patch // 2).reshape(b, c * patch * patch, h, w)
+        windows = F.interpolate(windows, (height, width), mode="bilinear", align_corners=False)
+        rows = windows.permute(0, 2, 3, 1).reshape(b * height * width, 1, -1)
+        stacks.append(F.adaptive_avg_pool1d(rows, dimension)[:, 0])
+    joined = torch.stack(stacks, 1).reshape(len(stacks[0]), 1, -1)
+    flat = F.adaptive_avg_pool1d(joined, dimension)[:, 0]
+    return flat.reshape(-1, height, width, dimension).permute(0, 3, 1, 2)

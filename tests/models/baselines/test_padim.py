@@ -1,9 +1,11 @@
-"""PaDiM: anomalib's map, saved state, settings that cannot work."""
+"""PaDiM: embedding, Gaussians, map and score after the paper, saved state, settings that cannot work."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from models.base import ModelError
 from models.weights import WeightsError
@@ -25,12 +27,52 @@ def test_more_dimensions_than_channels_are_refused():
         build("padim@demo", {"dimensions": "9999"})
 
 
-def test_padim_gives_anomalibs_map():
-    from anomalib.models.image.padim.anomaly_map import AnomalyMapGenerator
+def embeddings(detector, images):
+    """Value by value: what a position of the first stage's grid holds of every stage, then the drawn dimensions."""
+    stages = list(detector.net(detector.preprocess(images)).values())
+    height, width = stages[0].shape[-2:]
+    found = torch.empty(len(images), sum(s.shape[1] for s in stages), height, width)
+    for y in range(height):
+        for x in range(width):  # the nearest value of a deeper stage is the one whose cell covers the position
+            parts = [s[:, :, y * s.shape[2] // height, x * s.shape[3] // width] for s in stages]
+            found[:, :, y, x] = torch.cat(parts, 1)
+    return found[:, detector.kept]
 
-    detector = build("padim@demo", {"size": "128"})
-    detector.fit(pictures(8), None)
-    test = pictures(2, 3)
-    embedding = next(iter(detector._embeddings(test)))
-    expected = AnomalyMapGenerator().compute_anomaly_map(embedding, detector.mean, detector.inverse, (128, 128))
-    torch.testing.assert_close(detector.predict(test).anomaly_map, expected[:, 0], rtol=1e-4, atol=1e-4)
+
+def test_deeper_stages_are_joined_by_their_nearest_value():
+    """The paper (Sec. III-A) and the code whose figures are quoted repeat a value over the cells it covers."""
+    detector = build("padim@demo", {"size": "64"})
+    images = pictures(2, 3)
+    found = next(iter(detector._embeddings(images)))
+    assert torch.equal(found, embeddings(detector, images))
+    assert found.shape == (2, 50, 16, 16)
+
+
+def test_map_is_the_mahalanobis_distance_raised_and_smoothed():
+    from scipy.ndimage import gaussian_filter
+    from scipy.spatial.distance import mahalanobis
+
+    detector = build("padim@demo", {"size": "64", "dimensions": "6"})
+    train, test = pictures(12), pictures(1, 3) + pictures(1, 4, spot=True)
+    detector.fit(train, None)
+    normal, seen = embeddings(detector, train).double().numpy(), embeddings(detector, test).double().numpy()
+    grid = np.zeros((2, 16, 16))
+    for y in range(16):
+        for x in range(16):
+            samples = normal[:, :, y, x]
+            covariance = np.cov(samples, rowvar=False) + 0.01001 * np.identity(6)
+            inverse = np.linalg.inv(covariance)
+            grid[:, y, x] = [mahalanobis(s[:, y, x], samples.mean(0), inverse) for s in seen]
+    full = F.interpolate(torch.from_numpy(grid)[:, None], (64, 64), mode="bilinear", align_corners=False)[:, 0].numpy()
+    expected = np.stack([gaussian_filter(m, sigma=4) for m in full])
+    found = detector.predict(test)
+    np.testing.assert_allclose(found.anomaly_map.numpy(), expected, rtol=2e-3)
+    assert found.score is None  # the harness takes the map's maximum, as theirs does
+    assert found.anomaly_map[1].max() > 1.5 * found.anomaly_map[0].max()
+
+
+@pytest.mark.parametrize(("preset", "dimensions", "channels"), [("wrn50", 550, 1792), ("resnet18", 100, 448)])
+def test_dimensions_are_the_papers(preset, dimensions, channels):
+    detector = build(f"padim@{preset}")
+    assert sum(detector.net.channels.values()) == channels and len(set(detector.kept.tolist())) == dimensions
+    assert not torch.equal(detector.kept, build(f"padim@{preset}", seed=1).kept)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from models.base import ModelError
 from models.nn.neighbours import knn
 from models.weights import WeightsError
-from tests.models.baselines.common import build, check_fit_predict_seed_and_state, pictures
+from tests.models.baselines.common import authors_features, build, check_fit_predict_seed_and_state, pictures
 
 
 @pytest.mark.parametrize(("spec", "settings"), [
@@ -60,6 +61,60 @@ def test_patchcore_preset_anomalib_gives_anomalibs_numbers():
     expected, found = theirs(detector.preprocess(test)), detector.predict(test)
     torch.testing.assert_close(found.anomaly_map, expected.anomaly_map[:, 0], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(found.score, expected.pred_score, rtol=1e-3, atol=1e-3)
+
+
+def test_preset_authors_is_the_code_of_its_authors():
+    """Embedding, coreset, squared distances, bilinear map, SciPy's Gaussian and score, each by their own formula."""
+    from scipy.ndimage import gaussian_filter
+
+    settings = {"size": "72", "crop": "64", "backbone": "resnet18.tv_in1k", "projection": "none", "coreset": "0.3"}
+    detector = build("patchcore@authors", settings)
+    assert detector.config.dimension == 1024 and detector.preprocess.aspect == "short"
+    assert detector.preprocess.output == (64, 64)
+    train, test = pictures(4), pictures(1, 3) + pictures(1, 3, spot=True)
+
+    def rows(images):
+        maps = authors_features(detector.net(detector.preprocess(images)), 3, 1024)
+        return maps.permute(0, 2, 3, 1).flatten(0, 2).double()
+
+    detector.fit(train, None)
+    patches = rows(train)
+    assert detector.bank.shape == (len(patches) * 3 // 10, 1024)
+    distances = torch.cdist(patches, detector.bank.double())
+    assert (distances.min(0).values < 1e-4).all()  # the bank is made of training patches
+    # a greedy cover: what is not taken is nearer to the bank than the last one taken was to the others before it
+    last = torch.cdist(detector.bank[-1:].double(), detector.bank[:-1].double()).min()
+    assert distances.min(1).values.max() <= last + 1e-4
+
+    squared = (rows(test)[:, None] - detector.bank.double()[None]).square().sum(2).min(1).values.view(2, 1, 8, 8)
+    found = detector.predict(test)
+    torch.testing.assert_close(found.score.double(), squared.flatten(1).max(1).values, rtol=1e-4, atol=1e-5)
+    full = F.interpolate(squared, (64, 64), mode="bilinear", align_corners=False)[:, 0].numpy()
+    expected = np.stack([gaussian_filter(m, sigma=4) for m in full])
+    np.testing.assert_allclose(found.anomaly_map.numpy(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_authors_begin_with_the_patch_farthest_on_average():
+    detector = build("patchcore@authors", {"backbone": "resnet18.tv_in1k", "starts": "5"})
+    points = torch.zeros(5, 4)
+    points[3, 0] = 7.0  # all five are drawn; this one is the farthest from the others
+    assert detector._start(points) == 3
+
+
+def test_presets_without_authors_in_their_name_are_the_papers():
+    """Sec. 3.1: 3x3 means per channel, 512 + 1024 channels; Eq. 6: Euclidean distance."""
+    detector = build("patchcore@wrn50_10pct")
+    assert detector.bank.shape[1] == 512 + 1024 and not detector.config.squared
+    small = build("patchcore@demo", {"size": "64"})
+    images = pictures(2)
+    maps = list(small.net(small.preprocess(images)).values())
+    means = []
+    for m in maps:
+        padded = F.pad(m, (1, 1, 1, 1))
+        height, width = m.shape[-2:]
+        means.append(sum(padded[..., i : i + height, j : j + width] for i in range(3) for j in range(3)) / 9)
+    deeper = F.interpolate(means[1], (8, 8), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(small.feature_maps(images)[0], torch.cat([means[0], deeper], 1), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.real

@@ -14,8 +14,10 @@ from torch import Tensor
 from models import registry
 from models.base import Context, ModelError
 from models.baselines.simplenet import SimpleNet, SimpleNetConfig
+from models.nn.discriminator import noise_loss
 from models.nn.patches import patch_features
 from models.weights import WeightStore
+from tests.models.baselines.common import authors_features
 
 TINY = SimpleNetConfig(
     backbone="resnet18.tv_in1k", resize=64, crop=None, dimension=48, hidden=32, epochs=3, train_batch=4, shortened=True
@@ -31,21 +33,6 @@ def pictures(count: int, seed: int = 0, size: tuple[int, int] = (70, 60)) -> lis
 def build(config: SimpleNetConfig = TINY, scratch: Path | None = None) -> SimpleNet:
     torch.manual_seed(3)
     return SimpleNet(config, Context(torch.device("cpu"), 3, WeightStore("none"), scratch))
-
-
-def authors_features(found: dict[str, Tensor], patch: int, dimension: int) -> Tensor:
-    """The published procedure patch by patch: unfold, upsample neighbourhoods, average per layer, then together."""
-    stacks = []
-    height, width = found["a"].shape[-2:]
-    for x in found.values():
-        b, c, h, w = x.shape
-        windows = F.unfold(x, patch, padding=patch // 2).reshape(b, c * patch * patch, h, w)
-        windows = F.interpolate(windows, (height, width), mode="bilinear", align_corners=False)
-        rows = windows.permute(0, 2, 3, 1).reshape(b * height * width, 1, -1)
-        stacks.append(F.adaptive_avg_pool1d(rows, dimension)[:, 0])
-    joined = torch.stack(stacks, 1).reshape(len(stacks[0]), 1, -1)
-    flat = F.adaptive_avg_pool1d(joined, dimension)[:, 0]
-    return flat.reshape(-1, height, width, dimension).permute(0, 3, 1, 2)
 
 
 @pytest.mark.parametrize("dimension", [9, 12, 20])  # dividing the channels, dividing one layer only, neither
@@ -130,3 +117,48 @@ def test_discriminator_tells_noised_features_from_normal_ones() -> None:
     with torch.no_grad():
         normal, noised = detector.discriminator(real).mean(), detector.discriminator(real + noise).mean()
     assert float(normal) > 0.25 and float(noised) < -0.25
+
+
+def test_loss_is_the_hinge() -> None:
+    """The authors' max(0, 0.5 - D(normal)) + max(0, 0.5 + D(noised)), with its gradient on both kinds."""
+    class Sum(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sum(1, keepdim=True)
+
+    real = torch.tensor([[0.1, 0.1], [2.0, 1.0], [-1.0, 0.0]], requires_grad=True)
+    noise = torch.randn(3, 2, generator=torch.Generator().manual_seed(4)) * 0.015
+    loss = noise_loss(Sum(), real, 0.015, 0.5, torch.Generator().manual_seed(4))
+    normal, noised = [0.2, 3.0, -1.0], [float(v) for v in (real + noise).sum(1)]
+    expected = sum(max(0.0, 0.5 - v) for v in normal) / 3 + sum(max(0.0, 0.5 + v) for v in noised) / 3
+    assert float(loss) == pytest.approx(expected, abs=1e-6)
+    loss.backward()
+    # row 0: both sides of the hinge cancel; row 1: only its noised copy is pushed down; row 2: only itself is pushed up
+    torch.testing.assert_close(real.grad, torch.tensor([[0.0, 0.0], [1 / 3, 1 / 3], [-1 / 3, -1 / 3]]))
+    ours = registry.config("simplenet")
+    assert (ours.noise_std, ours.margin, ours.train_batch) == (0.015, 0.5, 8)  # the authors' run script
+
+
+def test_map_and_score_are_minus_the_discriminators_output() -> None:
+    from scipy.ndimage import gaussian_filter
+
+    detector = build(replace(TINY, sigma=4.0))
+    images = pictures(2, seed=5)
+    features = detector.feature_maps(images)[0]
+    height, width = features.shape[-2:]
+    with torch.no_grad():
+        cells = torch.stack([
+            torch.stack([detector.discriminator(features[:, :, y, x])[:, 0] for x in range(width)], 1)
+            for y in range(height)
+        ], 1)
+    result = detector.predict(images)
+    torch.testing.assert_close(result.score, (-cells).flatten(1).max(1).values, atol=1e-5, rtol=1e-4)
+    full = F.interpolate(-cells[:, None], (64, 64), mode="bilinear", align_corners=False)[:, 0].numpy()
+    expected = np.stack([gaussian_filter(m, sigma=4) for m in full])
+    np.testing.assert_allclose(result.anomaly_map.numpy(), expected, atol=1e-5)
+
+
+def test_the_shorter_side_is_resized_where_asked() -> None:
+    detector = build(replace(TINY, resize=64, crop=56, aspect="short"))
+    result = detector.predict([np.zeros((100, 200, 3), np.uint8)])
+    assert tuple(result.anomaly_map.shape) == (1, 56, 56)
+    assert tuple(detector.preprocess.restore(result.anomaly_map, [(100, 200)])[0].shape) == (100, 200)
