@@ -20,8 +20,6 @@ FAULTS = [
     Fault("models/vit.py", "net.cls_token if net.no_embed_class else net.cls_token + first", "net.cls_token",
           f"{DINO}tokens_equal_timms_own_where_nothing_is_resized"),
     Fault(f"{BASELINES}/anomalydino.py", ".square() / 2", "", f"{DINO}distance_score_and_map_of_a_hand_made_bank"),
-    Fault(f"{BASELINES}/anomalydino.py", 'border="reflect"', 'border="mirror"',
-          f"{DINO}distance_score_and_map_of_a_hand_made_bank"),
     Fault(f"{BASELINES}/anomalydino.py", "self.context.seed * self.config.shots, self.config.shots",
           "0, self.config.shots", f"{DINO}rotations_shots_and_seeds_make_the_bank"),
     Fault(f"{BASELINES}/anomalydino.py", "<= mask[rows, columns].size * 0.35", "< 0",
