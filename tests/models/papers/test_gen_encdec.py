@@ -113,6 +113,34 @@ def test_every_part_of_the_network_learns() -> None:
     assert not torch.equal(net(x), net(x))
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for each head, written out: [B, n, C], keys and values [B, m, C]."""
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return ((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def test_torchs_attention_is_the_papers() -> None:
+    """Trained (without dropout) and at test alike: the block, and eq. 2 on the skips."""
+    net = network(replace(TINY, dropout=0.0))
+    (block,), skip = net.blocks, net.skips[1]
+    x, maps = torch.randn(2, 16, 32), torch.randn(2, 128, 8, 8)
+    with torch.no_grad():
+        own = block.self_attn
+        q, k, v = F.linear(block.norm1(x), own.in_proj_weight, own.in_proj_bias).chunk(3, 2)
+        middle = x + own.out_proj(attend(q, k, v, TINY.heads))
+        expected = middle + block.linear2(F.gelu(block.linear1(block.norm2(middle))))
+        torch.testing.assert_close(block(x), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(block.train()(x), expected, atol=1e-5, rtol=1e-5)
+
+        small = skip.norm(skip.reduce(maps).flatten(2).mT)
+        assert small.shape == (2, 16, 128)
+        own, tokens = skip.attention, maps.flatten(2).mT
+        weights, biases = own.in_proj_weight.chunk(3), own.in_proj_bias.chunk(3)
+        q, k, v = (F.linear(z, w, b) for z, w, b in zip((tokens, small, small), weights, biases, strict=True))
+        found = own.out_proj(attend(q, k, v, 2)).mT.unflatten(2, (8, 8))
+        torch.testing.assert_close(skip(maps), F.relu(skip.conv(maps + found)), atol=1e-5, rtol=1e-5)
+
+
 class Through(nn.Module):
     """A network that gives back what it sees."""
 
