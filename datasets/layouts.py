@@ -48,12 +48,13 @@ class Findings:
     left: dict[str, list[Path]] = field(default_factory=dict)
 
     def leave(self, what: str, path: Path) -> None:
+        """Count a file; what: the remark, with {} for the number."""
         self.left.setdefault(what, []).append(path)
 
     def remarks(self, root: Path) -> tuple[str, ...]:
         """'left out: 3 files ..., first test/bad/a.xyz', one for each kind."""
         return tuple(
-            f"left out: {len(paths)} {what}, first {paths[0].relative_to(root)}" for what, paths in self.left.items()
+            f"{what.format(len(paths))}, first {paths[0].relative_to(root)}" for what, paths in self.left.items()
         )
 
 
@@ -107,7 +108,7 @@ def pictures(path: Path, found: Findings | None = None) -> list[Path]:
         elif entry.is_file() and _is_picture_inside(file):
             own.problems.append(f"{file}: a picture by its content, but not by its name; give it its suffix, as .png")
         elif suffix not in BESIDE:
-            own.leave("files of unknown kind", file)
+            own.leave("left out: {} files of unknown kind", file)
     if nested:
         own.problems.append(f"{nested[0]}: lies in a folder within {path}, whose pictures are not read; move them up "
                             f"into {path}")
@@ -182,7 +183,7 @@ class Truth:
                         files[composed(inside.name)] = held
                 for entry in _entries(kind):
                     if not _is_dir(entry) and os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                        found.leave("masks beside the folders of their pictures", kind / entry.name)
+                        found.leave("left out: {} masks beside the folders of their pictures", kind / entry.name)
             else:
                 for path in pictures(kind, found):
                     files.setdefault(composed(path.stem), []).append(path)
@@ -207,7 +208,7 @@ class Truth:
 
     def count_unclaimed(self) -> None:
         for path in sorted(self._unclaimed):
-            self._found.leave("masks of no picture", path)
+            self._found.leave("left out: {} masks of no picture", path)
 
     def missing(self, kind: str, stem: str) -> str:
         """'its mask ... is missing', with a file of the picture's name that is there."""
@@ -309,7 +310,7 @@ def _good(root: Path, split: str, found: Findings, white_level: int) -> tuple[Sa
         path = root / split / entry.name
         if _is_dir(entry) and entry.name != "good":
             for picture in _nested(path):
-                found.leave(f"pictures of {split} that are not in {split}/good", picture)
+                found.leave(f"left out: {{}} pictures of {split} that are not in {split}/good", picture)
         elif not _is_dir(entry) and os.path.splitext(entry.name)[1].lower() in SUFFIXES | FOREIGN:
             found.problems.append(f"{path}: a picture outside a folder; move it to {root / split / 'good'}")
     return tuple(Sample(p, "good", white_level=white_level) for p in held)
@@ -372,7 +373,7 @@ def _check_split(held: list[Path], found: Findings, *, several: bool = False) ->
         other = stems.setdefault(composed(path.stem), path)
         if other != path:
             if several:
-                found.leave("second files of one name that were read as pictures of their own", path)
+                found.leave("{} files of a name that another one has, each read as a picture of its own", path)
             else:
                 found.problems.append(f"{other} and {path.name} share one name without suffix; rename one")
     for stem, path in stems.items():
@@ -392,9 +393,9 @@ def _check_names(root: Path, found: Findings) -> None:
             found.problems.append(f"{path}: rename it to {known[plain]}, as the layout has it")
         elif _is_dir(entry) and entry.name not in known.values():
             for picture in _nested(path):
-                found.leave("pictures in other folders", picture)
+                found.leave("left out: {} pictures in other folders", picture)
         elif not _is_dir(entry) and os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-            found.leave("pictures outside train, test and ground_truth", path)
+            found.leave("left out: {} pictures outside train, test and ground_truth", path)
 
 
 def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -98,7 +98,11 @@ def test_classes_are_all_marked(tmp_path: Path) -> None:
     for i in range(5):
         classes[4:12, 4 + 11 * i : 12 + 11 * i] = i + 1
     two = (classes == 1) * np.uint8(100) + (classes == 2) * np.uint8(255)
-    for name, values in {"numbers": classes, "greys": classes * np.uint8(50), "two greys": two}.items():
+    thin = (classes == 2) * np.uint8(9)
+    thin[30, 5:50] = 1  # a scratch of the first class, one pixel wide
+    for name, values in {
+        "numbers": classes, "greys": classes * np.uint8(50), "two greys": two, "numbers, thin": thin
+    }.items():
         Image.fromarray(values).save(tmp_path / "a.png")
         mask = read_mask(tmp_path / "a.png")
         assert mask.remark == "" and np.array_equal(mask.values > 0, values > 0), name
