@@ -242,8 +242,7 @@ class RBAE(Trained):
     @torch.inference_mode()
     def predict(self, batch: Images) -> Prediction:
         """Maps [B, size, size] (Eq. 11) and the score of each that `score` names."""
-        x = self._seen(batch)
-        output = self.net(x)
+        output = self.net(x := self._seen(batch))
         maps = gaussian_smooth(final_map(output, x, self.config).float(), self.config.smoothing, "reflect")
         flat = maps.flatten(1)
         highest = flat.topk(1 if self.config.score == "max" else max(1, round(flat.shape[1] * 0.001)), 1).values.mean(1)

@@ -242,8 +242,7 @@ class TSDN(Trained):
     @torch.inference_mode()
     def predict(self, batch: Images) -> Prediction:
         """Maps [B, size, size] (Eq. 4) and their maxima (2.6)."""
-        x = self._seen(batch)
-        rebuilt = self.net(x).reconstruction
+        rebuilt = self.net(x := self._seen(batch)).reconstruction
         maps = gaussian_smooth(l2(x, rebuilt.float(), self.config.distance), self.config.blur).contiguous()
         panels: dict[str, Any] = {"reconstruction": rebuilt}
         if self.net.decoder_a is not None:
