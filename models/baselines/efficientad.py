@@ -1,9 +1,8 @@
 """EfficientAD (Batzner et al., WACV 2024): a student and an autoencoder against a small pretrained teacher.
 
 Networks are anomalib's. The authors published no code; compared with the one that reaches their figures
-(nelson1425/EfficientAD at a44786c), equal: losses, hard part, penalty pictures, the tenth held back for the quantiles,
-quantiles over maps before they are padded and enlarged, zeros around the scaled map, its maximum as image score. Other:
-the decoder has the dropout of App. A, and the rate falls after whole epochs that make 95 % of the steps.
+(nelson1425/EfficientAD at a44786c), equal: losses, penalty pictures, the tenth held back, quantiles of maps before the
+padding, zeros around the scaled map, its maximum as score. Other: the decoder has the dropout of App. A.
 """
 
 from __future__ import annotations
