@@ -5,8 +5,8 @@ they are joined, initial weights, loss (squared error + 1 - SSIM with zero borde
 smoothed by 1e-5), Adam 1e-4, batch 8, 700 epochs, rate times 0.2 after 80 % and 90 %, last epoch; half of the pictures
 defective, opacity, Perlin scales, rotations of the mask and of 30 % of the pictures; plain bilinear resize; map =
 softmax, score = largest 21x21 mean. Left: pictures come by permutation (theirs: with replacement); an empty mask is
-drawn again (theirs stays, as normal); hue and saturation turn in YIQ, not HSV; textures are resized with antialiasing;
-SSIM's range stays 1 (theirs doubles for reconstructions below -0.5).
+drawn again (theirs stays, as normal); hue and saturation turn in YIQ, not HSV; textures are antialiased; the range
+of SSIM stays 1.
 Preset `anomalib`: that library's loss (with today's kornia its focal loss weights normal pixels 0: calling all pixels
 defective is free), initial weights, rate, batch, opacity, resize, joining and score; not its texture operations.
 """
@@ -108,16 +108,10 @@ class Draem(Trained):
     def feature_maps(self, batch: Images) -> list[Tensor]:
         """By `cut` the segmentation decoder's last map [B, 64, h, w] or its encoder's last, [B, 512, h/32, w/32]."""
         found: list[Tensor] = []
-        network = self.trained["model"].discriminative_subnetwork
-        if self.config.cut == "decoder":
-            last = network.decoder_segment.fin_out
-            handle = last.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
-        else:
-            handle = network.encoder_segment.register_forward_hook(lambda *call: found.append(call[-1][-1]))
-        try:
+        net, decoder = self.trained["model"].discriminative_subnetwork, self.config.cut == "decoder"
+        part = net.decoder_segment.fin_out if decoder else net.encoder_segment
+        with part.register_forward_hook(lambda _, given, made: found.append(given[0] if decoder else made[-1])):
             self.trained["model"](self._seen(batch))
-        finally:
-            handle.remove()
         return found
 
 
