@@ -60,7 +60,7 @@ def test_any_registered_method_can_be_a_member(name: str) -> None:
     [member, _] = build_members((spec, "fake_maps@one"), where, "score_ensemble")
     assert member.detector.name == name
     gives = hasattr(registry.method_class(name), "feature_maps")
-    assert gives == (name in CUTTABLE)
+    assert gives or name not in CUTTABLE  # further methods may offer maps, the six of the thesis must
     if not gives:
         with pytest.raises(ModelError, match=f"member '{name}@.*' gives no feature maps"):
             build_members((spec, "fake_maps@one"), where, "feature_ensemble", features=True)
