@@ -72,7 +72,8 @@ def score_test(
     while first < len(category.test):
         samples = category.test[first : first + batch]
         with spent("read"):
-            images = [pictures[first + i] for i in range(len(samples))]
+            images = _alike(pictures, first, len(samples), detector.own_sizes)
+            samples = samples[: len(images)]
         with spent("predict"):
             found, batch = _predicted(detector, images, samples, metric_size, batch, maps_dir is not None)
             maps, scores = found.maps, found.scores
@@ -164,6 +165,17 @@ def _predicted(
         np.concatenate([part.scores for part in parts]) if parts[0].scores is not None else None,
         [p for part in parts for p in part.panels],
     ), len(parts[-2].panels)
+
+
+def _alike(pictures: Images, first: int, count: int, own_sizes: bool) -> list[np.ndarray]:
+    """`count` pictures from `first` on; with `own_sizes` only as far as they have the size of the first one."""
+    images: list[np.ndarray] = []
+    for i in range(first, first + count):
+        image = pictures[i]
+        if own_sizes and images and image.shape != images[0].shape:
+            break
+        images.append(image)
+    return images
 
 
 def _effect(

@@ -99,6 +99,7 @@ class Detector(ABC):
     Config: ClassVar[type[Config]] = Config
     name: ClassVar[str] = ""
     has_map: ClassVar[bool] = True
+    own_sizes: ClassVar[bool] = False  # maps are made at each picture's size: a batch holds pictures of one size
     preprocess: Preprocess
     threshold: float | None = None
 

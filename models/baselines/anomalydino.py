@@ -6,8 +6,9 @@ own position embeddings, eight rotations of every reference picture about its ce
 distance to the nearest reference patch, the foreground mask on test pictures of the categories that they list, the
 mean of the highest 1 % of the patches as image score, and the map, brought bilinearly to the picture's size and
 smoothed with sigma 4 there. Left: their rotation is of 8-bit pictures by OpenCV, ours by SciPy, rounded to 8 bits too;
-their search is by faiss, ours exact by matrix products; pictures of several sizes in one batch get maps of the largest
-size. anomalib's model differs: 252 x 252 pixels, no rotations, the mask on references too, a map of nearest cells.
+their search is by faiss, ours exact by matrix products; in an ensemble, pictures of several sizes in one batch get
+maps of the largest. anomalib's model differs: 252 x 252 pixels, no rotations, the mask on references too, a map of
+nearest cells.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class AnomalyDino(Detector):
 
     Config = AnomalyDinoConfig
     config: AnomalyDinoConfig
+    own_sizes = True
 
     def __init__(self, config: AnomalyDinoConfig, context: Context) -> None:
         super().__init__(config, context)

@@ -19,7 +19,7 @@ from models import registry
 from models.base import Context, Detector
 from models.weights import WeightStore
 from tests.gpu.pretended import pretended_gpus
-from tests.models.test_all_methods import FEW_STEPS, METHODS, pictures
+from tests.models.test_all_methods import FEW_STEPS, METHODS, pictures, train_pictures
 
 WAITS: dict[str, int] = {}  # methods whose steps may wait, and how often
 COPIES: dict[str, int] = {}  # methods whose steps may copy, and how often
@@ -46,7 +46,7 @@ def measure(spec: str, scratch: Path) -> tuple[Detector, float, float]:
     seen: list[tuple[int, int]] = []
     with pretended_gpus() as counts:
         detector = build(spec, scratch)
-        detector.fit(pictures(12, 0), None, lambda done, total, /, **values: seen.append(counts.total()))
+        detector.fit(train_pictures(spec), None, lambda done, total, /, **values: seen.append(counts.total()))
         with torch.no_grad():  # wrapped tensors cannot be made in inference mode
             result = detector.predict(pictures(3, 1))
         for values in (result.anomaly_map, result.score):

@@ -215,7 +215,7 @@ def test_bf16_is_near_float32_kept_apart_and_off_by_default(weights):
     assert low["layer2"].dtype == torch.float32 and torch.equal(full["layer2"], again["layer2"])
     assert 0 < (low["layer2"] - full["layer2"]).abs().max() < 0.1 * full["layer2"].abs().max()
     assert cache.stats["computed"] == 8 and cache.stats["reused"] == 4 and "bf16" in notes[0]
-    with pytest.raises(ModelError, match="use float32 or bf16"), features.precision("fp8"):
+    with pytest.raises(ModelError, match="use float32 or tf32 or bf16"), features.precision("fp8"):
         pass
 
 

@@ -15,7 +15,9 @@ from tests.models.baselines.common import build, pictures
 from tests.models.ensembles.test_feature_ensemble import context
 
 METHODS = [name for name in registry.entries() if not name.startswith("fake")]
-CUTTABLE = ("patchcore", "simplenet", "ast", "draem", "reverse_distillation", "csflow")
+CUTTABLE = (
+    "patchcore", "simplenet", "ast", "draem", "reverse_distillation", "csflow", "anomalydino", "dinomaly", "inp_former",
+)
 
 
 def test_reverse_distillation_is_cut_at_signed_differences_or_at_the_student() -> None:

@@ -439,6 +439,7 @@ def test_errors_before_and_in_training() -> None:
 def test_a_folder_from_the_harness_is_used_when_the_config_has_none(tmp_path: Path) -> None:
     from PIL import Image
 
-    Image.fromarray(pictures(1)[0]).save(tmp_path / "a.png")
+    for name, picture in zip("ab", pictures(2), strict=True):
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
     log = build(replace(TINY, textures=None), textures=str(tmp_path)).fit(pictures(), None)
-    assert log["textures"]["source"] == tmp_path.name and log["textures"]["pictures"] == 1
+    assert log["textures"]["source"] == tmp_path.name and log["textures"]["pictures"] == 2
