@@ -80,7 +80,7 @@ def reproduce(args: argparse.Namespace) -> int:
     code, store = 0, Store(args.results)
     if args.no_run:
         _list_units(plan, store)
-    elif plan.jobs:
+    elif plan.jobs or plan.unreadable:
         code, _ = _launch(args, plan)
     records = tables.records(store, plan, options) + tables.counted(papers, args.table, options.data_root)
     for path, why in store.broken.items():
