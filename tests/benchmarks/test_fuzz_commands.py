@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
@@ -150,6 +151,7 @@ def test_broken_baselines(cli: Cli, finished: Path, tmp_path: Path) -> None:
 def test_broken_fingerprint_memory(data_root: Path, tmp_path: Path) -> None:
     """The file that remembers content hashes is no source of truth: whatever it holds, planning goes on."""
     options = Options(data_root=data_root, results=tmp_path, weights="none", device="cpu")
+    time.sleep(2.1)  # what changed within two seconds is not remembered
     planned = make_plan(["fake"], ["parts"], options).jobs
     path = tmp_path / "runs" / ".fingerprints.json"
     memory = json.loads(path.read_text())
