@@ -1,7 +1,7 @@
 """INP-Former (Luo et al., CVPR 2025; arXiv 2503.02424): tokens rebuilt from normal prototypes of the picture itself.
 
-Compared with the paper's facts, anomalib's code and public copies of the authors' files (luow23/INP-Former itself holds
-more than could be read: its training and model files remain to be compared), for one model per class: prototypes are six learnt tokens that
+Compared with the paper's facts, anomalib's code and public copies of the authors' files (of luow23/INP-Former itself
+the training and model files could not be read), for one model per class: prototypes are six learnt tokens that
 gather from the picture's patches by one block of cross attention; the decoder's queries are the patches, its keys and
 values the prototypes, with cosine attention, a learnt scale per head and ReLU, without a shortcut around the attention;
 the loss is the cosine with gradients weighted by the third power of a point's distance over the mean one, and 0.2 times
