@@ -251,6 +251,7 @@ def _sharing(config: Config) -> tuple[str, int]:
     features do not hang on it.
     """
     layers = getattr(config, "layers", ())
+    layers = layers if isinstance(layers, tuple) else ()  # a number of layers is another thing
     size = getattr(config, "resize", None) or getattr(config, "size", None)
     same = [getattr(config, "backbone", ""), size, getattr(config, "crop", None), config.precision]
     return str(same), -len(layers)

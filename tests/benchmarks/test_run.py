@@ -360,3 +360,13 @@ def test_kept_maps_are_raw_float32_at_the_original_size(cli: Cli, data_root: Pat
     record = Store(tmp_path).records()[0]
     alone = json.loads(scored.stdout)["categories"]["nut"]["metrics"]
     assert alone == record["metrics"], "the stand-alone command differs"
+
+
+def test_every_preset_of_every_method_can_be_planned(data_root: Path, tmp_path: Path) -> None:
+    """All together: jobs are ordered by what they share, whatever the fields of a method mean."""
+    from benchmarks.plan import Options, make_plan
+    from models import registry
+
+    specs = [f"{e.name}@{preset}" for e in registry.entries().values() for preset in e.presets]
+    jobs = make_plan(specs, ["parts"], Options(data_root=data_root, results=tmp_path, weights="none")).jobs
+    assert {job.unit.spec for job in jobs} == set(specs)
