@@ -21,8 +21,6 @@ from models.weights import WeightStore
 from tests.gpu.pretended import pretended_gpus
 from tests.models.test_all_methods import FEW_STEPS, METHODS, pictures, train_pictures
 
-WAITS: dict[str, int] = {}  # methods whose steps may wait, and how often
-COPIES: dict[str, int] = {}  # methods whose steps may copy, and how often
 DEVICE = torch.device("cuda:1")  # not the current one: what forgets to say where it computes shows
 
 
