@@ -10,7 +10,7 @@ Every random number is drawn from a CPU generator, so the same seed makes the sa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 
 from models.base import ModelError
 
+Operation = Callable[[Tensor, Tensor], Tensor]
 MAX_OCTAVE = 5  # a lattice has 2^k cells per axis, k in 0..5
 MAX_DEGREES = 90.0  # of the mask's rotation
 TEXTURE_DEGREES = 45.0  # of the texture's rotation
@@ -69,6 +70,20 @@ def rotate(pictures: Tensor, degrees: Tensor) -> Tensor:
     return F.grid_sample(pictures, grid, padding_mode="zeros", align_corners=False)
 
 
+def blobs(
+    shape: tuple[int, int, int],
+    generator: Generator,
+    device: torch.device | str = "cpu",
+    *,
+    threshold: float = 0.5,
+    max_octave: int = MAX_OCTAVE,
+) -> Tensor:
+    """Where turned Perlin noise exceeds the threshold, float32 [B, 1, H, W] in {0, 1}; nowhere in some pictures."""
+    noise = perlin_noise(shape, generator, device, max_octave)
+    degrees = (torch.rand(shape[0], generator=generator) * 2 - 1) * MAX_DEGREES
+    return (rotate(noise[:, None], degrees) > threshold).float()
+
+
 def perlin_mask(
     shape: tuple[int, int, int],
     generator: Generator,
@@ -83,9 +98,7 @@ def perlin_mask(
     mask = torch.zeros(batch, 1, height, width, device=device)
     missing = torch.arange(batch)
     for _ in range(TRIES):
-        noise = perlin_noise((len(missing), height, width), generator, device, max_octave)
-        degrees = (torch.rand(len(missing), generator=generator) * 2 - 1) * MAX_DEGREES
-        drawn = (rotate(noise[:, None], degrees) > threshold).float()
+        drawn = blobs((len(missing), height, width), generator, device, threshold=threshold, max_octave=max_octave)
         mask[missing.to(device)] = drawn
         missing = missing[(~drawn.flatten(1).any(1)).cpu()]
         if not len(missing):
@@ -129,16 +142,21 @@ def artificial_defects(
 # --- the texture's operations: x [n, 3, H, W] in [0, 1], u [n, 4] uniform in [0, 1) -> x
 
 
-def augment(textures: Tensor, generator: Generator, operations: int = 3) -> Tensor:
-    """Each picture of [B, 3, H, W] in [0, 1] through `operations` different ones of DRAEM's ten, in random order."""
-    batch = len(textures)
-    chosen = torch.rand(batch, len(OPERATIONS), generator=generator).argsort(1)[:, :operations].tolist()
+def augment(
+    textures: Tensor, generator: Generator, operations: int = 3, among: Sequence[Operation] | None = None
+) -> Tensor:
+    """Each picture of [B, 3, H, W] in [0, 1] through `operations` different ones, in random order.
+
+    among: what to choose from; None: DRAEM's ten.
+    """
+    batch, among = len(textures), among or OPERATIONS
+    chosen = torch.rand(batch, len(among), generator=generator).argsort(1)[:, :operations].tolist()
     uniform = torch.rand(batch, operations, 4, generator=generator).to(textures.device)
     out = []
     for row in range(batch):  # picture by picture: gathering the pictures of one operation copies more than it saves
         picture = textures[row : row + 1]
         for step, operation in enumerate(chosen[row]):
-            picture = OPERATIONS[operation](picture, uniform[row : row + 1, step])
+            picture = among[operation](picture, uniform[row : row + 1, step])
         out.append(picture)
     return torch.cat(out)
 
@@ -236,6 +254,6 @@ def _histogram(level: Tensor) -> Tensor:
     return torch.bincount((level + offset).flatten(), minlength=n * channels * 256).view(n, channels, 256)
 
 
-OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
+OPERATIONS: tuple[Operation, ...] = (
     gamma, brightness, sharpness, hue_saturation, solarise, posterise, invert, autocontrast, equalise, turn,
 )

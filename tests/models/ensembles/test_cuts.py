@@ -17,6 +17,7 @@ from tests.models.ensembles.test_feature_ensemble import context
 METHODS = [name for name in registry.entries() if not name.startswith("fake")]
 CUTTABLE = (
     "patchcore", "simplenet", "ast", "draem", "reverse_distillation", "csflow", "anomalydino", "dinomaly", "inp_former",
+    "uninet", "glass",
 )
 
 
