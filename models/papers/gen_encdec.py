@@ -19,6 +19,7 @@ from models.nn.gms import mean_filter, msgms
 from models.nn.noise import Spread, each_alone, gaussian, picture_generators
 from models.nn.preprocess import imagenet
 from models.nn.pretrained import vgg_features
+from models.nn.schedule import Schedule, schedulers
 from models.nn.ssim import ssim
 from models.nn.trained import Trained, TrainedConfig
 from models.nn.training import Best, autocast, generator, split
@@ -60,6 +61,7 @@ class GenEncDecConfig(TrainedConfig):
     reductions: tuple[int, ...] = (8, 4)  # per side
     skip_residual: bool = True  # open
     lr: float = 1e-4  # Adam
+    schedule: Schedule = "constant"  # of the learning rate
     train_batch: int = 8
     epochs: int = 2000
     stop_from: int = 800  # epochs before early stopping looks at the validation loss
@@ -184,7 +186,8 @@ class EncoderDecoder(nn.Module):
 
 
 QUICK: dict[str, Any] = {
-    "size": 64, "filter": 7, "epochs": 8, "stop_from": 2, "train_batch": 4, "lr": 3e-4, "shortened": True,
+    "size": 64, "filter": 7, "epochs": 12, "stop_from": 2, "train_batch": 4, "lr": 1e-3, "schedule": "warm_cosine",
+    "shortened": True,
 }
 
 
@@ -232,9 +235,11 @@ class GenEncDec(Trained):
             losses = [self._loss(x, self._noisy(x, noise))["loss"] * len(x) for x in check.split(config.train_batch)]
             return float(torch.stack(losses).sum()) / len(check)
 
+        optimizer = torch.optim.Adam(self._parameters(), lr=config.lr, fused=True)
         log = self._train(
-            step, [torch.optim.Adam(self._parameters(), lr=config.lr, fused=True)], len(data), progress, key=self.rate,
-            validate=validate, stop=Best(config.patience, config.stop_from),
+            step, [optimizer], len(data), progress, key=self.rate, validate=validate,
+            stop=Best(config.patience, config.stop_from),
+            schedulers=schedulers(config.schedule, optimizer, config.epochs),
         )
         log |= {"noise_rate": self.rate, "noise_rate_from": self.rate_from, "rate_tuned": self.rate_from == "paper"}
         compared(log, floor(data, self._error), mean_error(data, self.net, self._error), log["loss"])

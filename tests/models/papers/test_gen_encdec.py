@@ -163,16 +163,14 @@ def test_what_is_to_be_restored_is_the_clean_picture() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_training_takes_noise_away(rate: float) -> None:
-    """The trained network is nearer to the clean picture than what it saw; one trained without noise is not."""
-    detector = build(replace(TINY, noise_rate=rate, noise_spread="fixed", epochs=60, lr=2e-3, dropout=0.0))
+def test_training_takes_noise_away() -> None:
+    """The trained network is much nearer to the clean picture than what it saw."""
+    detector = build(replace(TINY, noise_rate=0.3, noise_spread="fixed", epochs=60, lr=2e-3, dropout=0.0))
     detector.fit(pictures(15), None)
     x = detector.preprocess(pictures(4, seed=5))
     noisy = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        left = float(F.mse_loss(detector.net(noisy), x) / F.mse_loss(noisy, x))
-    assert left < 0.15 if rate else left > 0.3
+        assert float(F.mse_loss(detector.net(noisy), x)) < 0.15 * float(F.mse_loss(noisy, x))
 
 
 def test_frozen_vgg() -> None:
