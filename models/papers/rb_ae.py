@@ -77,7 +77,7 @@ class RBAEConfig(Config):
 
 PAPER = RBAEConfig()
 QUICK = RBAEConfig(  # patches as large in the picture as the paper's, relative to it, would be at 128 px
-    size=64, textures=EMBEDDED, widths=(16, 32, 64, 96, 96), patch_sizes=(1, 2), epochs_phase1=5, epochs_phase2=5,
+    size=64, textures=EMBEDDED, widths=(16, 32, 64, 96, 96), patch_sizes=(1, 2), epochs_phase1=8, epochs_phase2=8,
     lr=1e-3, weight_per=0.0, shortened=True,  # VGG-16 alone would take nine tenths of a step of this small network
 )
 
