@@ -62,7 +62,7 @@ class GlassConfig(TrainedConfig):
 
 @register("glass", presets={
     "wrn50": GlassConfig(),
-    "quick": GlassConfig(backbone=RESNET18, size=128, epochs=10, dimension=384, hidden=256, textures="embedded",
+    "quick": GlassConfig(backbone=RESNET18, size=96, epochs=10, dimension=192, hidden=64, textures="embedded",
                          shortened=True),
 })
 class Glass(Trained):

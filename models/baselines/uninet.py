@@ -49,7 +49,7 @@ class UniNetConfig(TrainedConfig):
 @register("uninet", presets={
     "wrn50": UniNetConfig(),
     "one_for_all": UniNetConfig(by_category=False),
-    "quick": UniNetConfig(backbone=RESNET18, size=128, epochs=8, shortened=True),
+    "quick": UniNetConfig(backbone=RESNET18, size=64, epochs=8, shortened=True),
 })
 class UniNet(Trained):
     """UniNet: a student restores crosswise what a frozen and a trained teacher see, under a contrastive loss"""

@@ -13,7 +13,7 @@ from benchmarks.runner import run_unit
 
 
 @pytest.mark.parametrize("weights", ["none", "given", "substitute"])
-def test_untrained_weights_are_marked(data_root: Path, tmp_path: Path, weights: str) -> None:
+def test_untrained_and_substitute_weights_are_marked(data_root: Path, tmp_path: Path, weights: str) -> None:
     folder, instead = "none", {}
     if weights != "none":
         torch.save(resnet18().state_dict(), tmp_path / "resnet18.tv_in1k.pth")

@@ -10,10 +10,10 @@ import pytest
 from tests.planted import Fault, caught
 
 
-def faults(method: str, *entries: tuple[str, str, str]) -> list[Fault]:
-    """Of one method: (text in its file, what it becomes, name of the test in the method's test file)."""
-    return [Fault(f"models/baselines/{method}.py", old, new, f"tests/models/baselines/test_{method}.py::{test}")
-            for old, new, test in entries]
+def faults(method: str, *entries: tuple[str, str, str], tests: str = "") -> list[Fault]:
+    """Of one method: (text in its file, what it becomes, name of the test in its test file, or in that of `tests`)."""
+    where = f"tests/models/baselines/test_{tests or method}.py"
+    return [Fault(f"models/baselines/{method}.py", old, new, f"{where}::{test}") for old, new, test in entries]
 
 
 FAULTS = [
@@ -160,8 +160,72 @@ FAULTS = [
         ("models/baselines/simplenet.py", "patches = -self", "patches = self",
          "test_map_and_score_are_minus_the_discriminators_output"),
     )],
-    Fault("benchmarks/runner.py", '("untrained", any(value == "untrained" for value in weights.values())),\n', "",
-          "tests/benchmarks/test_marks.py::test_untrained_weights_are_marked"),
+    *faults(
+        "anomalydino",
+        (".square() / 2", "", "test_distance_score_and_map_of_a_hand_made_bank"),
+        ("self.context.seed * self.config.shots, self.config.shots", "0, self.config.shots",
+         "test_rotations_shots_and_seeds_make_the_bank"),
+        ("<= mask[rows, columns].size * 0.35", "< 0",
+         "test_foreground_is_the_first_component_with_its_sign_and_closed_holes"),
+    ),
+    *faults(
+        "dinomaly",
+        ("nn.functional.elu(q) + 1, nn.functional.elu(k) + 1", "q.exp(), k.exp()",
+         "test_linear_attention_is_the_quadratic_one_with_elu_plus_one"),
+        ("torch.where(distance < limit,", "torch.where(distance > limit,",
+         "test_dinomaly_cuts_the_gradient_of_the_easiest_points"),
+        ("3 * channels)", "3 * channels, bias=False)", "test_sizes_are_the_authors"),
+        tests="vit_reconstruction",
+    ),
+    *faults(
+        "vit_reconstruction",
+        ("outputs = outputs[::-1]", "outputs = outputs", "test_map_and_score_by_hand"),
+        ("F.cosine_similarity(a.flatten(1), b.flatten(1), dim=1)", "F.cosine_similarity(a, b, dim=-1)",
+         "test_loss_is_of_whole_pictures_and_gradients_are_weighted_by_point"),
+        ("align_corners=True", "align_corners=False", "test_map_and_score_by_hand"),
+        ("if step >= total:", "if step > 2 * total:", "test_steps_beyond_the_last_change_nothing"),
+    ),
+    *faults(
+        "inp_former",
+        ("x = x + y if self.shortcut else y", "x = x + y", "test_nothing_passes_the_prototypes_by"),
+        (".min(2)[0].mean()", ".mean()", "test_the_prototypes_loss_is_the_distance_to_the_nearest"),
+        ("* self.scale).relu()", "* self.scale).softmax(-1)", "test_cosine_attention_by_hand"),
+        tests="vit_reconstruction",
+    ),
+    *faults(
+        "puad",
+        ("[:, :CHANNELS]", "[:, CHANNELS:]", "test_distance_is_mahalanobis_to_the_training_pictures"),
+        (".clamp_min(0).sqrt()", "", "test_distance_is_mahalanobis_to_the_training_pictures"),
+        ("/ deviation + (distance", "/ deviation - (distance",
+         "test_scores_are_on_one_scale_over_the_validation_pictures"),
+    ),
+    *faults(
+        "anomalib_mends",
+        ("module.configure_optimizers = by_step", "pass", "test_the_learning_rate_of_dinomaly_moves_every_step"),
+        ("vit.resample_abs_pos_embed = before", "pass", "test_timm_is_left_as_it_was"),
+        tests="generic",
+    ),
+    *faults(
+        "anomalib_config",
+        ("ours is None or ours < own", "False", "test_a_cut_schedule_is_short_and_a_whole_one_is_not"),
+        tests="generic",
+    ),
+    *[Fault(file, old, new, f"tests/{test}") for file, old, new, test in (
+        ("models/vit.py", "(cells + 0.1) / side", "cells / side",
+         "models/baselines/test_anomalydino.py::test_position_embeddings_are_dinov2s_and_not_antialiased"),
+        ("models/vit.py", "net.cls_token if net.no_embed_class else net.cls_token + first", "net.cls_token",
+         "models/baselines/test_anomalydino.py::test_tokens_equal_timms_own_where_nothing_is_resized"),
+        ("models/loading.py", "if reading.get():", "if True:",
+         "models/baselines/test_generic.py::test_loading_outside_of_the_store_is_refused_by_name"),
+        ("models/loading.py", "raise WeightsError(holes[id(tensor)][1])", "pass",
+         "models/baselines/test_generic.py::test_a_partial_file_is_taken_where_the_network_needs_no_more"),
+        ("benchmarks/runner.py", '("untrained", any(value == "untrained" for value in weights.values())),\n', "",
+         "benchmarks/test_marks.py::test_untrained_and_substitute_weights_are_marked"),
+        ("benchmarks/runner.py", '("other_weights", any(', '("other_weights", not any(',
+         "benchmarks/test_marks.py::test_untrained_and_substitute_weights_are_marked"),
+        ("benchmarks/units.py", "if self.weights_for:", "if False:",
+         "benchmarks/test_run.py::test_substitute_weights_are_named_marked_and_another_record"),
+    )],
 ]
 
 

@@ -195,10 +195,10 @@ def test_one_centred_object_is_a_hypersphere_and_a_texture_is_not():
 
 def test_settings_by_category():
     where = {"dataset": "mvtec_ad"}
-    assert build("glass@quick", extras={**where, "category": "wood"}).preprocess.size == (146, 146)
+    assert build("glass@quick", extras={**where, "category": "wood"}).preprocess.size == (110, 110)
     assert build("glass@wrn50", extras={**where, "category": "wood"}).preprocess.size == (329, 329)
     assert build("glass@wrn50", extras={**where, "category": "wood"}).preprocess.output == (288, 288)
-    assert build("glass@quick", extras={**where, "category": "pill"}).preprocess.size == (128, 128)
+    assert build("glass@quick", extras={**where, "category": "pill"}).preprocess.size == (96, 96)
     log = build("glass@quick", TINY, extras={**where, "category": "pill"}).fit(pictures(3), None)
     assert log["hypersphere"] is True
     log = build("glass@quick", TINY, extras={**where, "category": "zipper"}).fit(pictures(3), None)
