@@ -218,7 +218,8 @@ class AutoencoderDetector(Trained):
 OWN: dict[str, Any] = {
     "size": 64, "train_batch": 4, "lr": 1e-3, "schedule": "warm_cosine", "epochs": 40, "shortened": True,
 }
-VGG: dict[str, Any] = {**OWN, "encoder": "vgg16", "size": 32}
+# thirteen random layers without batch norm do not survive a higher rate, nor a code normalised otherwise
+VGG: dict[str, Any] = {**OWN, "encoder": "vgg16", "size": 32, "lr": 1e-4, "epochs": 60}
 RESNET: dict[str, Any] = {**OWN, "encoder": "resnet50", "train_batch": 16}
 
 
