@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -65,6 +65,25 @@ class Trained(Detector):
             key=(self.name, key_of(self.config), key), progress=progress, **more,
         )
         return self._noted(log)
+
+    def _once(self, key: Any, fit: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The log of `fit`, which is run once for all units of one category and seed in this process with an equal key.
+
+        For presets that read one trained network in different ways: the later ones take the first one's state.
+        """
+        shared = self.context.extras.get("members", {})
+        if key in shared:
+            state, weights, log = shared[key]
+            self.load_state_dict(state)
+            self.context.weights.used.update(weights)
+            return {**log, "shared": "trained earlier in the same process, for another reading of the same network"}
+        log = fit()
+        state = {
+            name: {k: v.cpu() for k, v in part.items()} if isinstance(part, Mapping) else part
+            for name, part in self.state_dict().items()
+        }
+        shared[key] = (state, dict(self.context.weights.used), log)
+        return log
 
     def _noted(self, log: dict[str, Any]) -> dict[str, Any]:
         """The log with the notes gathered so far, which are then forgotten."""

@@ -6,7 +6,7 @@ paper does not state; docs/methods_gen_encdec.md lists each such point with its 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from models.nn.pretrained import vgg_features
 from models.nn.schedule import Schedule, schedulers
 from models.nn.ssim import ssim
 from models.nn.trained import Trained, TrainedConfig
-from models.nn.training import Best, autocast, generator, split
+from models.nn.training import Best, autocast, generator, key_of, split
 from models.registry import register
 from models.weights import WeightStore
 
@@ -196,6 +196,10 @@ QUICK: dict[str, Any] = {
     presets={
         "paper": GenEncDecConfig(),
         "quick": GenEncDecConfig(**QUICK),
+        "quick_noisy_test": GenEncDecConfig(**QUICK, test_noise=0.5),  # the mean deviation of the training's noise
+        "quick_noisy_test_8": GenEncDecConfig(**QUICK, test_noise=0.5, test_draws=8),
+        "noisy_test": GenEncDecConfig(test_noise=0.5),
+        "noisy_test_8": GenEncDecConfig(test_noise=0.5, test_draws=8),
         "no_noise": GenEncDecConfig(noise_rate=0.0),
         "no_attention": GenEncDecConfig(skip_attention=False),
         "no_pyramid": GenEncDecConfig(pyramid=False),
@@ -221,9 +225,14 @@ class GenEncDec(Trained):
         The dataset's own validation pictures are not used. The log names the noise rate and marks the printed rates
         as tuned. Raises ModelError with fewer than 10 pictures or when the loss diverges.
         """
-        config, device = self.config, self.context.device
-        used, held = split(len(train_images), config.held_back, self.context)
         every = self._pictures(train_images)
+        same = replace(self.config, test_noise=0.0, test_draws=1)  # which matter to `predict` only
+        key = (self.name, key_of(same), self.rate, len(every))
+        return self._once(key, lambda: self._trained_log(every, progress))
+
+    def _trained_log(self, every: Tensor, progress: Progress) -> dict[str, Any]:
+        config, device = self.config, self.context.device
+        used, held = split(len(every), config.held_back, self.context)
         data, check = every[used], every[held]
 
         def step(indices: Tensor, noise: torch.Generator) -> dict[str, Tensor]:

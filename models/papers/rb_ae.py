@@ -142,12 +142,10 @@ class RBAE(Trained):
         # the maps of Table V differ in how the trained network is read: one training serves them in one process
         same = replace(config, segmentation="msfdm", smoothing=0.0, score="max", map_weights=PAPER.map_weights)
         key = ("rb_ae", key_of(same), len(train), textures.describe()["names_sha256"])
-        shared = context.extras.get("members", {})
-        if key in shared:
-            state, weights, log = shared[key]
-            self.load_state_dict(state)
-            context.weights.used.update(weights)
-            return {**log, "shared": "trained earlier in the same process for another map of the same network"}
+        return self._once(key, lambda: self._trained_log(train, textures, key, progress))
+
+    def _trained_log(self, train: Images, textures: Textures, key: Any, progress: Progress) -> dict[str, Any]:
+        config, context = self.config, self.context
         pictures = self._pictures(train)
         log = train_phases(
             self._phases(pictures, textures), epochs=config.epochs_phase1 + config.epochs_phase2, count=len(pictures),
@@ -159,7 +157,6 @@ class RBAE(Trained):
         against_floor(
             log, pictures, lambda x: self.net(x).reconstruction, lambda a, b: (a - b).square().mean((1, 2, 3))
         )
-        shared[key] = ({"net": {k: v.cpu() for k, v in self.net.state_dict().items()}}, dict(context.weights.used), log)
         return self._noted(log)
 
     def _phases(self, pictures: Tensor, textures: Textures) -> Iterator[Phase]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,6 +172,31 @@ def test_training_takes_noise_away() -> None:
     noisy = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert float(F.mse_loss(detector.net(noisy), x)) < 0.15 * float(F.mse_loss(noisy, x))
+
+
+def test_noise_at_test_reads_the_network_that_was_trained_once() -> None:
+    """Eight draws of it are nearer to what infinitely many would give than one is."""
+    members: dict[Any, Any] = {}
+
+    def fitted(**more: Any) -> tuple[GenEncDec, dict[str, Any]]:
+        torch.manual_seed(2)
+        context = Context(
+            torch.device("cpu"), 2, WeightStore("none"), extras={"category": "bottle", "members": members}
+        )
+        detector = GenEncDec(replace(TINY, epochs=1, noise_rate=0.3, **more), context)
+        return detector, detector.fit(pictures(12), None)
+
+    off, log = fitted()
+    one, again = fitted(test_noise=1.0)
+    eight, _ = fitted(test_noise=1.0, test_draws=8)
+    many, _ = fitted(test_noise=1.0, test_draws=64)
+    assert "shared" not in log and again["loss"] == log["loss"] and "shared" in again and len(members) == 1
+    assert all(torch.equal(a, b) for a, b in zip(off.net.parameters(), eight.net.parameters(), strict=True))
+    test = pictures(2, seed=5)
+    limit = many.predict(test).anomaly_map
+    far = [float((d.predict(test).anomaly_map - limit).abs().mean()) for d in (off, one, eight)]
+    assert far[2] < far[1] < far[0]
+    assert "shared" not in fitted(dropout=0.0)[1]
 
 
 def test_frozen_vgg() -> None:
