@@ -48,10 +48,10 @@ class AeSsimConfig(TrainedConfig):
     "objects_l2": AeSsimConfig(loss="l2"),
     "textures_l2": AeSsimConfig(loss="l2", patch=128, latent=100),
     "quick": AeSsimConfig(
-        size=128, patch=128, latent=100, samples=0, epochs=30, train_batch=8, lr=1e-3, shortened=True
+        size=128, patch=128, latent=100, samples=0, epochs=15, train_batch=8, lr=1e-3, shortened=True
     ),
     "quick_l2": AeSsimConfig(
-        loss="l2", size=128, patch=128, latent=100, samples=0, epochs=30, train_batch=8, lr=1e-3, shortened=True
+        loss="l2", size=128, patch=128, latent=100, samples=0, epochs=15, train_batch=8, lr=1e-3, shortened=True
     ),
 })
 class AeSsim(Trained):

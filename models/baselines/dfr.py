@@ -49,8 +49,7 @@ class DfrConfig(TrainedConfig):
 
 @register("dfr", presets={
     "paper": DfrConfig(),
-    "vgg19_short": DfrConfig(layers=RELUS[:8], size=128, epochs=10, lr=1e-3, shortened=True),
-    "quick": DfrConfig(backbone=RESNET18, layers=STAGES, size=128, epochs=15, lr=1e-3, shortened=True),
+    "quick": DfrConfig(backbone=RESNET18, layers=STAGES, size=128, epochs=5, lr=1e-3, shortened=True),
 })
 class Dfr(Trained):
     """DFR: a convolutional autoencoder of multi-scale regional features, squared error per region"""

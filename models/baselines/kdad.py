@@ -47,13 +47,9 @@ class KdadConfig(TrainedConfig):
 
 @register("kdad", presets={
     "paper": KdadConfig(),
-    "vgg19_short": KdadConfig(
-        backbone="vgg19.tv_in1k", layers=("features.9", "features.18"),
-        cloner=(16, 16, POOL, 16, 128, POOL, 16, 16, 256, POOL), epochs=40, train_batch=16, shortened=True,
-    ),
     "quick": KdadConfig(
         backbone=RESNET18, layers=STAGES, cloner=(16, 16, POOL, 16, 64, POOL, 16, 16, 128, POOL, 16, 16, 256, POOL),
-        epochs=40, train_batch=16, shortened=True,
+        epochs=10, train_batch=8, shortened=True,
     ),
 })
 class Kdad(Trained):
