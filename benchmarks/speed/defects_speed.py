@@ -55,7 +55,7 @@ def defects(device: torch.device) -> None:
     source = Textures(EMBEDDED, (256, 256))
     textures = source.draw(8, generator)
     for name, call in {
-        "Perlin masks": lambda: perlin.perlin_mask((8, 256, 256), generator, device),
+        "Perlin masks": lambda: perlin.perlin_mask((8, 256, 256), generator),
         "texture operations": lambda: perlin.augment(textures.to(device), generator),
         "drawing textures, decoded before": lambda: source.draw(8, generator),
         "artificial defects in all, target 20": lambda: perlin.artificial_defects(images, textures, generator),

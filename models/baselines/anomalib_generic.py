@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,8 +49,8 @@ class OwnTransform(Preprocess):
 
     transform: Any = None
 
-    def _resized(self, image: np.ndarray, device: torch.device | str) -> Tensor:
-        return self.transform(torch.tensor(image).to(device).permute(2, 0, 1).float().div_(255))
+    def _resized(self, image: Tensor) -> Tensor:
+        return self.transform(image.permute(2, 0, 1).float().div_(255))
 
 
 class Generic(Detector):

@@ -27,6 +27,7 @@ from models.base import Config, Context, Detector, Images, ModelError, Predictio
 from models.nn.neighbours import knn
 from models.nn.preprocess import Preprocess
 from models.nn.smooth import gaussian_smooth
+from models.nn.transfer import together
 from models.registry import register
 from models.vit import VitTokens
 
@@ -109,7 +110,8 @@ class AnomalyDino(Detector):
 
     def _patches(self, images: Images) -> tuple[Tensor, tuple[int, int]]:
         """Patch features [B, h * w, C] of pictures of one size, and their grid (h, w)."""
-        x = torch.stack([torch.tensor(image).to(self.context.device).permute(2, 0, 1) for image in images]).float()
+        arrived = together(self.context.device, *map(torch.tensor, images))
+        x = torch.stack([image.permute(2, 0, 1) for image in arrived]).float()
         patch, shorter = self.net.patch, min(x.shape[-2:])
         size = [int(self.config.size * side / shorter) for side in x.shape[-2:]]
         if list(x.shape[-2:]) != size:  # rounded to 8 bits, as Pillow's resize does

@@ -12,7 +12,9 @@ Preset `anomalib`: betas 0.5 and 0.9, and the map as the product of the three sc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -68,11 +70,13 @@ class CsFlow(Trained):
         super().__init__(config, context)
         if config.size % 128:
             raise ModelError(f"csflow: size={config.size} must be a multiple of 128, the smallest scale's stride")
-        from anomalib.models.image.csflow.torch_model import CrossScaleFlow
+        from anomalib.models.image.csflow.torch_model import CrossScaleFlow, ParallelGlowCouplingLayer, ParallelPermute
 
         self.net = backbone(config.backbone, (self.layer,), context.weights, context.device)
         flow = CrossScaleFlow((3, config.size, config.size), config.blocks, config.clamp, config.hidden)
         permute(flow, context.device)
+        kinds = (ParallelPermute, ParallelGlowCouplingLayer)
+        flow.forward = partial(through, [m for m in flow.modules() if isinstance(m, kinds)])
         self._trained(flow=flow)
 
     @torch.no_grad()
@@ -118,6 +122,18 @@ def permute(flow: nn.Module, device: torch.device) -> None:
         orders = [torch.from_numpy(random.permutation(channels)) for channels in block.in_channels]
         block.perm = [order.to(device) for order in orders]
         block.perm_inv = [order.argsort().to(device) for order in orders]
+
+
+def through(blocks: Sequence[nn.Module], scales: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """What the flow makes of the scales, and its log-determinants: its blocks one after the other.
+
+    The library's own way through them brings a zero to the device for every block, and waits each time.
+    """
+    jacobian = scales[0].new_zeros(len(scales[0]))
+    for block in blocks:
+        scales, change = block(scales)
+        jacobian = jacobian + change
+    return scales, jacobian
 
 
 def likelihood_loss(z: list[Tensor], jacobian: Tensor) -> Tensor:

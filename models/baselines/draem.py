@@ -28,7 +28,6 @@ from models.nn.focal import focal_loss
 from models.nn.preprocess import Preprocess
 from models.nn.ssim import ssim
 from models.nn.trained import Trained, TrainedConfig
-from models.nn.training import generator
 from models.registry import register
 
 
@@ -73,23 +72,32 @@ class Draem(Trained):
         self._trained(model=model)
 
     def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
-        from models.nn.perlin import artificial_defects, rotate
+        from models.nn.perlin import Defects, rotate
         from models.nn.textures import Textures
+        from models.nn.transfer import Ahead, Packed
 
-        config, loss = self.config, library_loss() if self.config.library else draem_loss
+        config, device, loss = self.config, self.context.device, library_loss() if self.config.library else draem_loss
         source = config.textures or self.context.extras.get("textures")
         textures = Textures(source, self.preprocess.output, seed=self.context.seed)
-        pictures, own = self._pictures(train), generator(self.context, "defects")
+        pictures = self._pictures(train)
+
+        def drawn(count: int, random: torch.Generator) -> tuple[int, Packed, Defects]:
+            """How many pictures are rotated; which (first those) and by how much; the defects."""
+            turned = torch.rand(count, generator=random) < config.rotate
+            degrees = torch.rand(int(turned.sum()), generator=random) * 180 - 90
+            first = Packed(device, turned.nonzero()[:, 0], degrees)
+            return len(degrees), first, Defects(
+                textures.draw(count, random), random, device, probability=0.5, beta=(0.0, config.beta))
+
+        ahead = Ahead(drawn, device)
 
         def step(indices: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
-            random = noise if noise.device.type == "cpu" else own
             clean = pictures[indices]
-            turned = torch.rand(len(clean), generator=random) < config.rotate
-            if turned.any():
-                degrees = torch.rand(int(turned.sum()), generator=random) * 180 - 90
-                clean[turned.to(clean.device)] = rotate(clean[turned.to(clean.device)], degrees.to(clean.device))
-            drawn = textures.draw(len(clean), random)
-            broken, mask = artificial_defects(clean, drawn, random, probability=0.5, beta=(0.0, config.beta))
+            count, first, defects = drawn(len(clean), noise) if noise.device.type == "cpu" else ahead(len(clean))
+            if count:
+                turned, degrees = first.arrive()
+                clean[turned] = rotate(clean[turned], degrees)
+            broken, mask = defects.on(clean)
             return loss(clean, *self.trained["model"](broken), mask)
 
         optimizer = Adam(self._parameters(), config.lr)

@@ -18,9 +18,11 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import StepLR
 
 from models.base import Context, Images, ModelError, Prediction, Progress, no_progress
+from models.nn.preprocess import imagenet
 from models.nn.textures import Textures
 from models.nn.trained import Trained, TrainedConfig
 from models.nn.training import generator, split
+from models.nn.transfer import Ahead, Packed
 from models.registry import register
 from models.weights import load_into
 
@@ -56,6 +58,7 @@ class EfficientAd(Trained):
             raise ModelError(f"efficientad: size={config.size}; its autoencoder needs at least 256")
         from anomalib.models.image.efficient_ad import torch_model as parts
 
+        parts.imagenet_norm_batch = imagenet  # theirs brings the same constants to the device in every pass, and waits
         model = parts.EfficientAdModel(model_size=parts.EfficientAdModelSize(config.model))
         tag = f"pretrained_teacher_{config.model}"  # the file name in anomalib's release of these weights
         if (state := context.weights.load(tag, model.teacher.state_dict())) is not None:
@@ -64,7 +67,7 @@ class EfficientAd(Trained):
         self._trained(model=model)
 
     def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
-        from torchvision.transforms.functional import rgb_to_grayscale
+        from torchvision.transforms import functional
 
         config, model = self.config, self.trained["model"]
         twice = (2 * config.size, 2 * config.size)
@@ -75,14 +78,22 @@ class EfficientAd(Trained):
         if validation is not None and len(validation):
             used, held = pictures, self._pictures(validation)
         self._teacher_statistics(used)
-        own, low, high = generator(self.context, "penalty"), config.size // 2, config.size // 2 + config.size
+        own, device = generator(self.context, "penalty"), self.context.device
+        low, high = config.size // 2, config.size // 2 + config.size
+
+        def drawn(count: int, random: torch.Generator) -> tuple[Packed, str, float]:
+            """Natural pictures for the penalty, and what changes the training picture by which factor."""
+            other = natural.draw(count, random)[..., low:high, low:high]
+            if torch.rand(1, generator=random) < 0.3:
+                other = functional.rgb_to_grayscale(other, 3)
+            return Packed(device, other), *change(random)
+
+        ahead = Ahead(drawn, device)
 
         def step(indices: Tensor, noise: torch.Generator) -> Tensor:
-            other = natural.draw(1, own)[..., low:high, low:high]
-            if torch.rand(1, generator=own) < 0.3:
-                other = rgb_to_grayscale(other, 3)
             x = used[indices]
-            return self._loss(x, changed(x, own), other.to(x.device))
+            natural, kind, factor = drawn(1, own) if device.type == "cpu" else ahead(1)
+            return self._loss(x, getattr(functional, f"adjust_{kind}")(x, factor), *natural.arrive())
 
         model.student.requires_grad_(True)
         model.ae.requires_grad_(True)
@@ -142,9 +153,7 @@ class EfficientAd(Trained):
         return Prediction(F.interpolate(padded, self.preprocess.output, mode="bilinear")[:, 0], None)
 
 
-def changed(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Brightness, contrast or saturation of pictures times a factor between 0.8 and 1.2 (App. A)."""
-    from torchvision.transforms import functional
-
+def change(generator: torch.Generator) -> tuple[str, float]:
+    """Brightness, contrast or saturation, and a factor for it between 0.8 and 1.2 (App. A)."""
     kind = ("brightness", "contrast", "saturation")[int(torch.randint(3, (1,), generator=generator))]
-    return getattr(functional, f"adjust_{kind}")(x, 0.8 + 0.4 * float(torch.rand(1, generator=generator)))
+    return kind, 0.8 + 0.4 * float(torch.rand(1, generator=generator))

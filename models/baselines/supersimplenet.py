@@ -29,6 +29,7 @@ from models.nn.perlin import perlin_noise
 from models.nn.smooth import gaussian_smooth
 from models.nn.trained import Trained, TrainedConfig
 from models.nn.training import generator
+from models.nn.transfer import together
 from models.registry import register
 
 
@@ -118,7 +119,7 @@ def anomalies(
     powers = (1 << (side - 1).bit_length() for side in size)
     noise = F.interpolate(perlin_noise((batch, *powers), generator, device)[:, None], size, mode="bilinear")
     kept = torch.rand(batch, generator=generator) <= 0.5
-    return (noise > threshold).float() * kept.to(device).view(-1, 1, 1, 1)
+    return (noise > threshold).float() * together(device, kept)[0].view(-1, 1, 1, 1)
 
 
 def loss(maps: Tensor, scores: Tensor, mask: Tensor, margin: float = 0.5) -> Tensor:

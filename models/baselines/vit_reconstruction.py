@@ -25,6 +25,7 @@ from models.features import room
 from models.nn.preprocess import Preprocess
 from models.nn.trained import Trained
 from models.nn.training import generator
+from models.nn.transfer import together
 from models.vit import VitTokens
 
 MAP = 256  # side of the map that is smoothed and scored
@@ -80,7 +81,7 @@ class TokenReconstruction(Trained):
         """How many steps the training has."""
 
     def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
-        from anomalib.models.image.dinomaly.components.optimizer import StableAdamW  # as in the authors' code
+        from models.nn.stable_adamw import StableAdamW  # as in the authors' code
 
         config, decoder = self.config, self.trained["decoder"]
         pictures = self._pictures(train)
@@ -100,7 +101,7 @@ class TokenReconstruction(Trained):
             for group in optimizer.param_groups:
                 group["lr"] = rate(done, total, config.warmup, config.lr, config.final_lr)
             order = torch.randperm(len(pictures), generator=generator(self.context, f"order {done // per_epoch}"))
-            chosen = order.to(places.device)[places]
+            chosen = together(places.device, order)[0][places]
             groups = kept[:, chosen] if kept is not None else self._groups(pictures[chosen])
             rebuilt, further = self._rebuilt(groups)
             return cosine_loss(self._patches(groups), rebuilt, lambda d: self._weights(d, done)) + further

@@ -55,24 +55,24 @@ def select(points: Tensor, count: int, start: int, progress: Progress, stats: di
     """Indices int64 [count] in the order of selection, on the device of `points` float32 [N, D]."""
     state = _State(points, count, start)
     run = _Runner(state)
-    done, capacity = 0, len(points)
+    done, capacity, distances = 0, len(points), 0
     curve = []
     while done < count:
         until = min(count, done + STEPS if done >= STEPS else max(2 * done, FIRST))
         before = [tensor.clone() for tensor in state.changing()]
         state.most.zero_()
         run(until - done, capacity, min(count, 1 << (until - 1).bit_length()))
-        most, read = int(state.most), int(state.read)  # the block's only wait for the host
+        most, read = torch.cat([state.most, state.read]).tolist()  # the host's only wait in this block
         if most > capacity:
             for tensor, old in zip(state.changing(), before, strict=True):
                 tensor.copy_(old)
             capacity = _capacity(most, len(points))
             continue
-        curve.append((until, (read - int(before[-1])) / ((until - done) * len(points))))
+        curve.append((until, (read - distances) / ((until - done) * len(points))))
+        distances = read
         done, capacity = until, _capacity(most, len(points))
         progress(done, count)
     if stats is not None:
-        distances = int(state.read)
         stats.update(distances=distances, share=distances / (len(points) * count), curve=curve)
     return state.chosen
 

@@ -4,19 +4,22 @@ The recipe is that of DRAEM (Zavrtanik et al., ICCV 2021, section 3.3, and its p
 over: Perlin noise with a lattice of 2^k cells per axis, rotated, thresholded; the texture inside is a natural picture
 after three random colour or geometry operations.
 
-Every random number is drawn from a CPU generator, so the same seed makes the same defects on CPU and GPU.
+Every random number is drawn from a CPU generator, so the same seed makes the same defects on CPU and GPU. Masks are
+made on the CPU: an empty one is drawn again, and to know that of one on a GPU the host would have to wait.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from models.base import ModelError
+from models.nn.transfer import Packed, together
 
 Operation = Callable[[Tensor, Tensor], Tensor]
 MAX_OCTAVE = 5  # a lattice has 2^k cells per axis, k in 0..5
@@ -36,7 +39,8 @@ def perlin_noise(
     batch, height, width = shape
     nodes = 2**max_octave + 1
     scale = 2 ** torch.randint(0, max_octave + 1, (2, batch), generator=generator)
-    angle = torch.rand(batch, nodes, nodes, generator=generator).mul_(2 * math.pi).to(device)
+    angle = torch.rand(batch, nodes, nodes, generator=generator).mul_(2 * math.pi)
+    scale, angle = together(device, scale, angle)
     blend_y, offset_y = _axis(height, scale[0], nodes, device)
     blend_x, offset_x = _axis(width, scale[1], nodes, device)
     noise = (offset_y @ angle.sin()) @ blend_x.mT
@@ -46,7 +50,7 @@ def perlin_noise(
 
 def _axis(length: int, scale: Tensor, nodes: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """[B, n, nodes] each: a lattice node's share in a pixel (quintic fade), and that share times the distance to it."""
-    position = torch.arange(length, device=device) / length * scale.to(device)[:, None]
+    position = torch.arange(length, device=device) / length * scale[:, None]
     cell = position.floor()
     t = position - cell
     fade = t**3 * (t * (6 * t - 15) + 10)
@@ -81,26 +85,21 @@ def blobs(
     """Where turned Perlin noise exceeds the threshold, float32 [B, 1, H, W] in {0, 1}; nowhere in some pictures."""
     noise = perlin_noise(shape, generator, device, max_octave)
     degrees = (torch.rand(shape[0], generator=generator) * 2 - 1) * MAX_DEGREES
-    return (rotate(noise[:, None], degrees) > threshold).float()
+    return (rotate(noise[:, None], together(device, degrees)[0]) > threshold).float()
 
 
 def perlin_mask(
-    shape: tuple[int, int, int],
-    generator: Generator,
-    device: torch.device | str = "cpu",
-    *,
-    threshold: float = 0.5,
-    max_octave: int = MAX_OCTAVE,
+    shape: tuple[int, int, int], generator: Generator, *, threshold: float = 0.5, max_octave: int = MAX_OCTAVE
 ) -> Tensor:
-    """Random defect masks float32 [B, 1, H, W] in {0, 1}, none of them empty: noise, rotation by up to 90 degrees,
-    threshold. Empty ones are drawn again; ModelError when the threshold leaves nothing again and again."""
+    """Random defect masks float32 [B, 1, H, W] in {0, 1} on the CPU, none of them empty: noise, rotation by up to 90
+    degrees, threshold. Empty ones are drawn again; ModelError when the threshold leaves nothing again and again."""
     batch, height, width = shape
-    mask = torch.zeros(batch, 1, height, width, device=device)
+    mask = torch.zeros(batch, 1, height, width)
     missing = torch.arange(batch)
     for _ in range(TRIES):
-        drawn = blobs((len(missing), height, width), generator, device, threshold=threshold, max_octave=max_octave)
-        mask[missing.to(device)] = drawn
-        missing = missing[(~drawn.flatten(1).any(1)).cpu()]
+        drawn = blobs((len(missing), height, width), generator, threshold=threshold, max_octave=max_octave)
+        mask[missing] = drawn
+        missing = missing[~drawn.flatten(1).any(1)]
         if not len(missing):
             return mask
     raise ModelError(f"no Perlin noise exceeded the mask threshold {threshold} in {TRIES} tries; use one near 0.5")
@@ -116,27 +115,39 @@ def paste(images: Tensor, textures: Tensor, mask: Tensor, beta: Tensor | float =
     return torch.lerp(images, textures, mask * (1.0 - beta))
 
 
-def artificial_defects(
-    images: Tensor,
-    textures: Tensor,
-    generator: Generator,
-    *,
-    probability: float = 1.0,
-    beta: tuple[float, float] = (0.0, 0.0),
-    threshold: float = 0.5,
-) -> tuple[Tensor, Tensor]:
-    """Pictures [B, 3, H, W] in [0, 1] -> (the same with a defect pasted in, mask [B, 1, H, W] in {0, 1}).
+class Defects:
+    """Artificial defects for a batch of pictures: drawn on the CPU (a thread may), made where the pictures are.
 
-    textures: natural pictures [B, 3, H, W] in [0, 1], augmented here. probability: share of pictures that get a
+    textures: natural pictures [B, 3, H, W] in [0, 1], augmented by `on`. probability: share of pictures that get a
     defect; the others come back unchanged with an empty mask. beta: range of what stays visible under the defect.
+    device: of the pictures; all that was drawn goes there in one copy.
     """
-    batch, _, height, width = images.shape
-    mask = perlin_mask((batch, height, width), generator, images.device, threshold=threshold)
-    if probability < 1:
-        keep = torch.rand(batch, generator=generator) < probability
-        mask = mask * keep.to(images.device).view(-1, 1, 1, 1)
-    visible = beta[0] + (beta[1] - beta[0]) * torch.rand(batch, generator=generator)
-    return paste(images, augment(textures.to(images.device), generator), mask, visible), mask
+
+    def __init__(
+        self, textures: Tensor, generator: Generator, device: torch.device | str = "cpu", *, probability: float = 1.0,
+        beta: tuple[float, float] = (0.0, 0.0), threshold: float = 0.5,
+    ) -> None:
+        batch, _, height, width = textures.shape
+        mask = perlin_mask((batch, height, width), generator, threshold=threshold)
+        if probability < 1:
+            mask = mask * (torch.rand(batch, generator=generator) < probability).view(-1, 1, 1, 1)
+        visible = beta[0] + (beta[1] - beta[0]) * torch.rand(batch, generator=generator)
+        self.chosen, uniform = _chosen(batch, generator, 3, OPERATIONS)
+        self.packed = Packed(device, textures, mask, visible, uniform)
+
+    def on(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures [B, 3, H, W] in [0, 1] -> (the same with a defect pasted in, mask [B, 1, H, W] in {0, 1})."""
+        textures, mask, visible, uniform = self.packed.arrive()
+        return paste(images, _augmented(textures, self.chosen, uniform), mask, visible), mask
+
+
+def artificial_defects(
+    images: Tensor, textures: Tensor, generator: Generator, *, probability: float = 1.0,
+    beta: tuple[float, float] = (0.0, 0.0), threshold: float = 0.5,
+) -> tuple[Tensor, Tensor]:
+    """`Defects` drawn and made at once on `images`; textures on the CPU."""
+    drawn = Defects(textures, generator, images.device, probability=probability, beta=beta, threshold=threshold)
+    return drawn.on(images)
 
 
 # --- the texture's operations: x [n, 3, H, W] in [0, 1], u [n, 4] uniform in [0, 1) -> x
@@ -149,14 +160,25 @@ def augment(
 
     among: what to choose from; None: DRAEM's ten.
     """
-    batch, among = len(textures), among or OPERATIONS
-    chosen = torch.rand(batch, len(among), generator=generator).argsort(1)[:, :operations].tolist()
-    uniform = torch.rand(batch, operations, 4, generator=generator).to(textures.device)
+    among = among or OPERATIONS
+    chosen, uniform = _chosen(len(textures), generator, operations, among)
+    return _augmented(textures, chosen, together(textures.device, uniform)[0])
+
+
+def _chosen(
+    batch: int, generator: Generator, operations: int, among: Sequence[Operation]
+) -> tuple[list[list[Operation]], Tensor]:
+    """Which operations each picture goes through, and their random numbers float32 [B, operations, 4] in [0, 1)."""
+    order = torch.rand(batch, len(among), generator=generator).argsort(1)[:, :operations].tolist()
+    return [[among[i] for i in row] for row in order], torch.rand(batch, operations, 4, generator=generator)
+
+
+def _augmented(textures: Tensor, chosen: Sequence[Sequence[Operation]], uniform: Tensor) -> Tensor:
     out = []
-    for row in range(batch):  # picture by picture: gathering the pictures of one operation copies more than it saves
+    for row, order in enumerate(chosen):  # gathering the pictures of one operation copies more than it saves
         picture = textures[row : row + 1]
-        for step, operation in enumerate(chosen[row]):
-            picture = among[operation](picture, uniform[row : row + 1, step])
+        for step, operation in enumerate(order):
+            picture = operation(picture, uniform[row : row + 1, step])
         out.append(picture)
     return torch.cat(out)
 
@@ -190,11 +212,19 @@ def hue_saturation(x: Tensor, u: Tensor) -> Tensor:
     """
     turn = (u[:, 0] * 2 - 1) * math.radians(70)
     gain = 1 + (u[:, 1] * 2 - 1) * 0.2
-    to_yiq = x.new_tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+    to_yiq, to_rgb = _yiq(x.device)
     cos, sin, zero, one = turn.cos() * gain, turn.sin() * gain, torch.zeros_like(gain), torch.ones_like(gain)
     change = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
-    matrix = torch.linalg.inv(to_yiq) @ change @ to_yiq
+    matrix = to_rgb @ change @ to_yiq
     return (matrix @ x.flatten(2)).view_as(x).clamp_(0, 1)
+
+
+@lru_cache(maxsize=8)
+def _yiq(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The matrix from RGB to YIQ and its inverse, float32 [3, 3], brought to a device once."""
+    with torch.inference_mode(False):
+        matrix = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+        return matrix.to(device), torch.linalg.inv(matrix).to(device)
 
 
 def solarise(x: Tensor, u: Tensor) -> Tensor:
@@ -251,7 +281,10 @@ def _histogram(level: Tensor) -> Tensor:
     """Counts [n, 3, 256] of the levels."""
     n, channels = level.shape[:2]
     offset = torch.arange(n * channels, device=level.device).view(n, channels, 1) * 256
-    return torch.bincount((level + offset).flatten(), minlength=n * channels * 256).view(n, channels, 256)
+    # bincount would ask the device for the largest level
+    counts = torch.zeros(n * channels * 256, dtype=torch.int64, device=level.device)
+    place = (level + offset).flatten()
+    return counts.scatter_add_(0, place, torch.ones_like(place)).view(n, channels, 256)
 
 
 OPERATIONS: tuple[Operation, ...] = (

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.nn.transfer import together
+
 Aspect = Literal["squash", "short"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -69,14 +71,15 @@ class Preprocess:
 
     def __call__(self, images: Sequence[np.ndarray], device: torch.device | str = "cpu") -> Tensor:
         """Batch of pictures uint8 [H, W, 3] (sizes may differ) -> float32 [B, 3, h, w] on `device`."""
-        return self.normalised(torch.stack([self._resized(image, device) for image in images]))
+        arrived = together(device, *map(torch.tensor, images))
+        return self.normalised(torch.stack([self._resized(image) for image in arrived]))
 
     def normalised(self, batch: Tensor) -> Tensor:
         """float32 [B, 3, h, w] in [0, 1] -> normalised as configured."""
         return imagenet(batch) if self.normalise else batch
 
-    def _resized(self, image: np.ndarray, device: torch.device | str) -> Tensor:
-        x = torch.tensor(image).to(device).permute(2, 0, 1).unsqueeze(0).float().div_(255)
+    def _resized(self, image: Tensor) -> Tensor:
+        x = image.permute(2, 0, 1).unsqueeze(0).float().div_(255)
         size = self._resize(*x.shape[-2:])
         if x.shape[-2:] != size:
             x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=self.antialias)

@@ -59,23 +59,24 @@ def _blur(x: Tensor, window: int, sigma: float) -> Tensor:
     """
     height, width = (n - window + 1 for n in x.shape[-2:])
     columns = [
-        x[..., i : i + n + window - 1] @ _band(n, window, sigma).to(x)
+        x[..., i : i + n + window - 1] @ _band(n, window, sigma, x.device, x.dtype)
         for i in range(0, width, BLOCK) for n in [min(BLOCK, width - i)]
     ]
     x = torch.cat(columns, -1)
     rows = [
-        _band(n, window, sigma).to(x).T @ x[..., i : i + n + window - 1, :]
+        _band(n, window, sigma, x.device, x.dtype).T @ x[..., i : i + n + window - 1, :]
         for i in range(0, height, BLOCK) for n in [min(BLOCK, height - i)]
     ]
     return torch.cat(rows, -2)
 
 
-@lru_cache(maxsize=16)
-def _band(count: int, window: int, sigma: float) -> Tensor:
-    """[count + window - 1, count]: column i holds the window's weights (sum 1) from row i on; float64 on the CPU."""
+@lru_cache(maxsize=32)
+def _band(count: int, window: int, sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """[count + window - 1, count]: column i holds the window's weights (sum 1) from row i on; made in float64."""
     offsets = torch.arange(window, dtype=torch.float64) - (window - 1) / 2
     weights = torch.exp(-(offsets**2) / (2 * sigma**2))
     band = torch.zeros(count + window - 1, count, dtype=torch.float64)
     for i in range(count):
         band[i : i + window, i] = weights / weights.sum()
-    return band
+    with torch.inference_mode(False):  # a tensor made in inference mode could not take part in a later training
+        return band.clone().to(device, dtype)

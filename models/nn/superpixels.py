@@ -38,25 +38,21 @@ def label_all(pictures: Iterable[Tensor], segments: int = 400) -> Tensor:
         return torch.stack(list(pool.map(lambda picture: superpixels(picture, segments), pictures)))
 
 
-def fill(
-    pictures: Tensor,
-    labels: Tensor,
-    generator: Generator,
-    *,
-    filled: int = 50,
-    segments: int = 400,
-    probability: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """Pictures [B, 3, H, W] and labels int [B, H, W] -> (pictures with some superpixels filled, mask [B, 1, H, W]).
+def counted(labels: Tensor) -> Tensor:
+    """How many superpixels each of [B, H, W] has: int64 [B] on the CPU."""
+    return labels.flatten(1).amax(1).cpu().long() + 1
+
+
+def choose(
+    present: Tensor, generator: Generator, *, filled: int = 50, segments: int = 400, probability: float = 1.0
+) -> Tensor:
+    """For pictures with so many superpixels [B] a table float32 [B, most, 4]: is it filled (0 or 1), and its colour.
 
     filled: how many superpixels of a picture are filled; a picture with fewer than `segments` / 2 of them has the same
     share filled instead (at least one), so that normal surface remains. probability: share of pictures that are filled
-    at all. A superpixel's colour is uniform in [0, 1]^3. All random numbers come from a CPU generator, so they do not
-    depend on the device.
+    at all. A superpixel's colour is uniform in [0, 1]^3. All is drawn on the CPU, so it does not depend on the device.
     """
-    batch = len(pictures)
-    present = labels.flatten(1).amax(1).cpu().long() + 1
-    most = int(present.max())
+    batch, most = len(present), int(present.max())
     order = torch.rand(batch, most, generator=generator)
     order[torch.arange(most) >= present[:, None]] = 2.0  # labels that a picture lacks come last
     share = (present * filled / segments).round().long().clamp_min(1)
@@ -65,9 +61,23 @@ def fill(
     rank = order.argsort(1).argsort(1)
     chosen = (rank < count[:, None]) & hit[:, None]  # [B, most]
     colours = torch.rand(batch, most, 3, generator=generator)
-    table = torch.cat([chosen.float()[..., None], colours], -1).to(pictures.device)  # [B, most, 4]
-    index = labels.to(pictures.device).long().flatten(1)
+    return torch.cat([chosen.float()[..., None], colours], -1)
+
+
+def paint(pictures: Tensor, labels: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures [B, 3, H, W], labels int [B, H, W] and a table of `choose`, all on one device -> (pictures with the
+    chosen superpixels filled, mask [B, 1, H, W])."""
+    index = labels.long().flatten(1)
     values = torch.stack([picture[places] for picture, places in zip(table, index, strict=True)])
-    values = values.mT.view(batch, 4, *pictures.shape[-2:])
+    values = values.mT.view(len(pictures), 4, *pictures.shape[-2:])
     mask = values[:, :1]
     return torch.where(mask > 0, values[:, 1:], pictures), mask.contiguous()
+
+
+def fill(
+    pictures: Tensor, labels: Tensor, generator: Generator, *, filled: int = 50, segments: int = 400,
+    probability: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """`choose` and `paint` in one: (pictures with some superpixels filled, mask [B, 1, H, W])."""
+    table = choose(counted(labels), generator, filled=filled, segments=segments, probability=probability)
+    return paint(pictures, labels.to(pictures.device), table.to(pictures.device))

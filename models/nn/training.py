@@ -218,6 +218,7 @@ def train(
     schedulers: Sequence[torch.optim.lr_scheduler.LRScheduler] = (),
     checkpoint_s: float = 60.0,
     keep_end: bool = False,
+    host_indices: bool = False,
 ) -> dict[str, Any]:
     """Train `modules`; returns the log {'loss': [...], 'epochs': n, ...} with one mean per epoch.
 
@@ -230,6 +231,7 @@ def train(
     validate: called after each epoch in eval mode and without gradients; its value goes to `stop`, after which the
         best epoch's weights are restored.
     keep_end: the last epoch is saved however short the training was (what follows builds on exactly these weights).
+    host_indices: `step` gets them on the CPU, and brings them to the device with what else it draws there.
 
     Raises ModelError, naming the epoch, when a loss or a weight is not finite; the last checkpoint stays.
     """
@@ -251,7 +253,7 @@ def train(
             for module in modules.values():
                 module.train()
             parts: dict[str, list[Tensor]] = {}
-            for i, indices in enumerate(batches(count, batch, order, device), 1):
+            for i, indices in enumerate(batches(count, batch, order, "cpu" if host_indices else device), 1):
                 result = step(indices, noise)
                 values = {"loss": result} if isinstance(result, Tensor) else result
                 for optimizer in optimizers:

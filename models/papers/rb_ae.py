@@ -22,13 +22,14 @@ from models.nn.attention import Similarity, acts
 from models.nn.discrimination import pixel_discrimination, repair_loss, resize_mask, segmentation_loss
 from models.nn.floor import against_floor
 from models.nn.perceptual import Perceptual
-from models.nn.perlin import artificial_defects
+from models.nn.perlin import Defects
 from models.nn.smooth import gaussian_smooth
 from models.nn.ssim import WINDOW, ssim_map
 from models.nn.texture_ae import REPAIRED, Network, Output
 from models.nn.textures import EMBEDDED, Textures
 from models.nn.trained import Trained
 from models.nn.training import Phase, autocast, generator, key_of, train_phases
+from models.nn.transfer import Ahead
 from models.registry import register
 
 VGG = "vgg16.tv_in1k"
@@ -161,16 +162,15 @@ class RBAE(Trained):
 
     def _phases(self, pictures: Tensor, textures: Textures) -> Iterator[Phase]:
         config, net, perceptual = self.config, self.net, None
+        defects = Ahead(lambda count, random: self._defects(count, textures, random), self.context.device)
         if config.weight_per:
             layers = VGG_LAYERS[config.vgg_layers]
             perceptual = Perceptual(backbone(VGG, layers, self.context.weights, self.context.device))
 
         def phase(number: int, epochs: int, modules: dict[str, nn.Module]) -> Phase:
             def step(indices: Tensor, _: torch.Generator) -> dict[str, Tensor]:
-                # the defects' seed comes from torch's global state, which checkpoints restore
-                random = torch.Generator().manual_seed(int(torch.randint(2**62, (1,))))
                 clean = pictures[indices]
-                return self._losses(number, clean, *self._defects(clean, textures, random), perceptual)
+                return self._losses(number, clean, *self._defective(clean, defects(len(clean))), perceptual)
 
             parameters = [p for module in modules.values() for p in module.parameters()]
             adam = torch.optim.Adam(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
@@ -182,11 +182,13 @@ class RBAE(Trained):
         rbam = {"rbam": net.rbam} if net.rbam is not None else {}
         yield phase(2, config.epochs_phase2, {"decoder": net.decoder, "fdm": net.fdm, **rbam})
 
-    def _defects(self, clean: Tensor, textures: Textures, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _defects(self, count: int, textures: Textures, random: torch.Generator) -> Defects:
+        drawn, p = textures.draw(count, random), self.config.p_defect
+        return Defects(drawn, random, self.context.device, probability=p, beta=self.config.beta)
+
+    def _defective(self, clean: Tensor, defects: Defects) -> tuple[Tensor, Tensor]:
         """Defective pictures and masks (Eq. 1)."""
-        made, mask = artificial_defects(
-            clean, textures.draw(len(clean), random), random, probability=self.config.p_defect, beta=self.config.beta
-        )
+        made, mask = defects.on(clean)
         return made.contiguous(memory_format=torch.channels_last), mask
 
     def _losses(
@@ -229,7 +231,7 @@ class RBAE(Trained):
     @torch.inference_mode()
     def _probe(self, clean: Tensor, textures: Textures) -> dict[str, Any]:
         """What the repair of each layer does on training pictures with artificial defects (`nn/attention.acts`)."""
-        defective, mask = self._defects(clean, textures, generator(self.context, "probe"))
+        defective, mask = self._defective(clean, self._defects(len(clean), textures, generator(self.context, "probe")))
         ours, theirs = self.net.encoder(clean), self.net.encoder(defective)
         return {
             f"layer{i + 1}": acts(module, ours[i], theirs[i], resize_mask(mask, ours[i]), reference)

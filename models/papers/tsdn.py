@@ -10,6 +10,7 @@ equations below are the paper's; docs/methods_tsdn.md lists what it leaves open 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -23,9 +24,10 @@ from models.nn.normality import Estimator, cross_entropy, learnt, normality_targ
 from models.nn.preprocess import imagenet
 from models.nn.smooth import gaussian_smooth
 from models.nn.ssim import WINDOW, ssim
-from models.nn.superpixels import fill, label_all
+from models.nn.superpixels import choose, counted, label_all, paint
 from models.nn.trained import Trained, TrainedConfig
 from models.nn.training import autocast, generator
+from models.nn.transfer import together
 from models.nn.unet import Decoder, pyramid
 from models.registry import register
 from models.weights import WeightStore
@@ -170,22 +172,27 @@ class TSDN(Trained):
         super().__init__(config, context)
         self.net = Network(config, context.weights)
         self._trained(net=self.net)
+        self._choose = partial(choose, filled=config.filled, segments=config.segments, probability=config.p_surf)
 
     def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
         """Train on filled pictures. `validation` is not used: the last epoch counts (the paper names no selection)."""
-        config, pictures = self.config, self._pictures(train)
+        config, device, pictures = self.config, self.context.device, self._pictures(train)
         # SLIC once per picture: superpixels depend on the clean picture only
-        labels = label_all(pictures.cpu(), config.segments).to(pictures.device) if config.surf else None
+        labels = label_all(pictures.cpu(), config.segments).to(device) if config.surf else None
+        present = None if labels is None else counted(labels)
 
         def step(indices: Tensor, _: torch.Generator) -> dict[str, Tensor]:
             # the filling's seed comes from torch's global state, which checkpoints restore
             random = torch.Generator().manual_seed(int(torch.randint(2**62, (1,))))
-            return self._losses(pictures[indices], None if labels is None else labels[indices], random)
+            drawn = () if present is None else (self._choose(present[indices], random),)
+            places, *table = together(device, indices, *drawn)  # the step's only copy
+            clean = pictures[places]
+            return self._losses(clean, *self._filled(clean, None if labels is None else labels[places], *table))
 
-        log = self._train(step, [torch.optim.Adam(self._parameters(), config.lr, fused=True)], len(pictures), progress)
-        if labels is not None:
-            found = labels.flatten(1).amax(1).double() + 1
-            log["superpixels"] = {"per_picture": round(float(found.mean()), 1), "fewest": int(found.min())}
+        adam = torch.optim.Adam(self._parameters(), config.lr, fused=True)
+        log = self._train(step, [adam], len(pictures), progress, host_indices=True)
+        if present is not None:
+            log["superpixels"] = {"per_picture": round(float(present.double().mean()), 1), "fewest": int(present.min())}
         if config.fne:
             log["fne"] = self._probe(pictures[:PROBED], None if labels is None else labels[:PROBED])
         against_floor(
@@ -193,18 +200,16 @@ class TSDN(Trained):
         )
         return log
 
-    def _fill(self, clean: Tensor, labels: Tensor | None, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """SURF (2.2): pictures with filled superpixels, and where those are [B, 1, H, W]."""
-        if labels is None:
+    def _filled(self, clean: Tensor, labels: Tensor | None, table: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """SURF (2.2): pictures with the superpixels of `table` filled, and where those are [B, 1, H, W]."""
+        if labels is None or table is None:
             return clean, torch.zeros_like(clean[:, :1])
-        c = self.config
-        filled, mask = fill(clean, labels, random, filled=c.filled, segments=c.segments, probability=c.p_surf)
+        filled, mask = paint(clean, labels, table)
         return filled.contiguous(memory_format=torch.channels_last), mask
 
-    def _losses(self, clean: Tensor, labels: Tensor | None, random: torch.Generator) -> dict[str, Tensor]:
+    def _losses(self, clean: Tensor, filled: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Eq. 3 and its terms; bce_above_entropy: what the estimator could still learn, per channel."""
         config = self.config
-        filled, mask = self._fill(clean, labels, random)
         with autocast(clean.device, config.precision):
             out = self.net(filled)
         rebuilt = out.reconstruction.float()
@@ -235,7 +240,8 @@ class TSDN(Trained):
     @torch.inference_mode()
     def _probe(self, pictures: Tensor, labels: Tensor | None) -> dict[str, float]:
         """What the estimator learnt, on filled training pictures."""
-        filled, _ = self._fill(pictures, labels, generator(self.context, "probe"))
+        table = None if labels is None else self._choose(counted(labels), generator(self.context, "probe"))
+        filled, _ = self._filled(pictures, labels, None if table is None else table.to(pictures.device))
         outs = [self.net(x, mask=True) for x in filled.split(self.config.batch)]
         return learnt(torch.cat([out.weights for out in outs]), torch.cat([self._target(out) for out in outs]))
 

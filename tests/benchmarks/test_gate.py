@@ -58,7 +58,7 @@ def swap_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     from models.nn.preprocess import Preprocess
 
     plain = Preprocess._resized
-    monkeypatch.setattr(Preprocess, "_resized", lambda self, image, device: plain(self, image, device).flip(0))
+    monkeypatch.setattr(Preprocess, "_resized", lambda self, image: plain(self, image).flip(0))
 
 
 def take_other_layers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,17 +6,20 @@ backward pass autograd runs in the calling thread. What is seen of a real GPU's 
 - tensors of two devices in one operation, a generator of another device, and `.numpy()` raise;
 - a captured graph runs nothing while it is captured, records what happens on the current device only, refuses whatever
   waits for the host, and replays into the memory of the capture;
-- waits for the host and copies to the device are counted, by operation (`Counts`).
+- waits for the device and copies to it are counted, by operation (`Counts`). A copy to the device is a wait as well,
+  unless it is asked not to block: torch synchronises the stream after it.
 
 Not seen: what kernels do (TF32, another order of sums), time, memory, asynchronous errors.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -27,6 +30,7 @@ from torch.utils._pytree import tree_iter, tree_map
 
 CPU = torch.device("cpu")
 GIB = 1 << 30
+MODELS = f"{Path(__file__).parents[2] / 'models'}/"
 # indices may lie on the CPU; CUDA copies them over, which is counted
 TAKES_CPU_INDICES = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"}
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "bincount", "unique_consecutive", "_unique2", "equal",
@@ -35,13 +39,25 @@ WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "bincount", "uniqu
 
 @dataclass
 class Counts:
-    """How often the host waited for a device and how often values were copied to one, by operation."""
+    """How often the host waited for a device and how often values were copied to one, by operation.
+
+    where: by line of the repository, as 'wait at models/nn/a.py:12'.
+    """
 
     waits: Counter[str] = field(default_factory=Counter)
     copies: Counter[str] = field(default_factory=Counter)
+    where: Counter[str] = field(default_factory=Counter)
 
     def total(self) -> tuple[int, int]:
         return self.waits.total(), self.copies.total()
+
+    def note(self, kind: str, operation: str) -> None:
+        (self.waits if kind == "wait" else self.copies)[operation] += 1
+        frame = sys._getframe(1)
+        while frame is not None and not frame.f_code.co_filename.startswith(MODELS):
+            frame = frame.f_back
+        if frame is not None:
+            self.where[f"{kind} at models/{frame.f_code.co_filename[len(MODELS):]}:{frame.f_lineno}"] += 1
 
 
 @dataclass
@@ -84,6 +100,9 @@ class OnGPU(torch.Tensor):
 
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"can't convert {self.place} device type tensor to numpy; use Tensor.cpu() first")
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.values.detach().__reduce_ex__(protocol)  # a saved state holds the values
@@ -181,10 +200,11 @@ def _operate(func: Any, args: Any, kwargs: Any) -> Any:
     down = copying and bool(on_gpu) and place.type == "cpu"
     up = (copying and not down and (not on_gpu or (name == "copy_" and bool(on_cpu)))) or (
         name in TAKES_CPU_INDICES and from_cpu)
-    if name in WAITING or down:
-        _machine.counts.waits[name] += 1
+    blocks = not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
+    if name in WAITING or down or (up and blocks):
+        _machine.counts.note("wait", name)
     if up:
-        _machine.counts.copies[name] += 1
+        _machine.counts.note("copy", name)
     graph = _machine.graph if _machine.graph is not None and place == _machine.graph.place else None
     if graph is not None and (name in WAITING or down or up):
         raise RuntimeError(f"{name}: operation not permitted when stream is capturing")
@@ -258,6 +278,19 @@ def _exchange(index: int) -> int:
     return before
 
 
+def _enter_inference(mode: Any) -> None:
+    """Wrapped tensors cannot be made in inference mode; without gradients the values are the same."""
+    mode.stand_in = torch.set_grad_enabled(torch.is_grad_enabled() and not mode.mode)
+
+
+def _leave_inference(mode: Any, *error: Any) -> None:
+    mode.stand_in.__exit__(*error)
+
+
+def _empty(*size: Any, pin_memory: bool = False, empty: Any = torch.empty, **kwargs: Any) -> Any:
+    return empty(*size, **kwargs)  # pinned memory needs a real GPU
+
+
 def _set_device(device: Any) -> None:
     _machine.current = device if isinstance(device, int) else _full(torch.device(device)).index
 
@@ -281,6 +314,9 @@ def pretended_gpus(count: int = 2) -> Iterator[Counts]:
     }
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch, "Generator", Generator))
+        stack.enter_context(patch.object(torch, "empty", _empty))
+        stack.enter_context(patch.object(torch.inference_mode, "__enter__", _enter_inference))
+        stack.enter_context(patch.object(torch.inference_mode, "__exit__", _leave_inference))
         for name, stub in stubs.items():
             stack.enter_context(patch.object(torch.cuda, name, stub))
         stack.enter_context(_Functions())

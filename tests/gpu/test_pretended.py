@@ -32,7 +32,10 @@ def test_values_are_real_and_devices_do_not_mix() -> None:
             x.numpy()
         with pytest.raises(RuntimeError, match="generator on cpu"):
             torch.rand(2, device="cuda:0", generator=torch.Generator())
-        assert counts.waits == {"_to_copy": 1, "_local_scalar_dense": 1} and counts.copies["_to_copy"] >= 1
+        assert counts.waits == {"_to_copy": 2, "_local_scalar_dense": 1}  # to the device, back, and the loss
+        assert counts.copies == {"_to_copy": 1}
+        torch.ones(3).to("cuda:0", non_blocking=True)
+        assert counts.waits["_to_copy"] == 2 and counts.copies["_to_copy"] == 2
 
 
 def test_a_capture_runs_nothing_and_a_replay_writes_where_the_capture_would_have() -> None:

@@ -18,7 +18,7 @@ from models.base import Context, ModelError
 from models.nn import training
 from models.nn.normality import cross_entropy, learnt, normality_target
 from models.nn.preprocess import imagenet
-from models.nn.superpixels import label_all
+from models.nn.superpixels import counted, label_all
 from models.papers import tsdn
 from models.papers.tsdn import TSDN, TSDNConfig
 from models.weights import WeightsError, WeightStore
@@ -43,7 +43,8 @@ def build(config: TSDNConfig = TINY, scratch: Path | None = None, seed: int = 0)
 
 
 def losses(detector: TSDN, clean: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    return detector._losses(clean, labels, torch.Generator().manual_seed(0))
+    table = detector._choose(counted(labels), torch.Generator().manual_seed(0))
+    return detector._losses(clean, *detector._filled(clean, labels, table))
 
 
 # --- shapes at 352 px
