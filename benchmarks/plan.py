@@ -30,6 +30,7 @@ class Options:
     weights: str = "auto"
     weights_for: Mapping[str, Path] = field(default_factory=dict)
     device: str = "auto"
+    repeatable: bool = False
     metric_size: str = "original"
     textures: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -162,7 +163,8 @@ def plan_units(
                 source=_source(dataset),
                 protocol=protocol, data_root=Path(options.data_root).resolve(),
                 results=Path(options.results).resolve(), weights=weights, weights_for=weights_for,
-                device=options.device, textures=textures if getattr(config, "textures", "") is None else "",
+                device=options.device, repeatable=options.repeatable,
+                textures=textures if getattr(config, "textures", "") is None else "",
                 keep_maps=options.keep_maps, watch=options.watch, cache_dir=options.cache_dir,
                 cache_size=options.cache_size, time_limit=options.time_limit,
                 settings=own, limit=options.limit, remarks=data[1].remarks,

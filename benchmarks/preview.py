@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from statistics import median
 
 import datasets
+from benchmarks import devices
+from benchmarks.errors import UsageError
 from benchmarks.plan import Plan
+from benchmarks.provenance import device_name
 from benchmarks.store import Store
 from benchmarks.units import Job
 from datasets.images import picture_size
@@ -44,28 +47,74 @@ def _categories(jobs: Sequence[Job]) -> list[list[object]]:
 
 
 def _methods(jobs: Sequence[Job], missing: Sequence[Job], store: Store) -> list[list[object]]:
-    records = store.records()
-    return [
-        [spec, sum(j.unit.spec == spec for j in jobs), len(mine := [j for j in missing if j.unit.spec == spec]),
-         _time(mine, records)]
-        for spec in dict.fromkeys(j.unit.spec for j in jobs)
-    ]
+    known = Times(store, jobs[0].device) if jobs else None
+    rows: list[list[object]] = []
+    for spec in dict.fromkeys(j.unit.spec for j in jobs):
+        mine = [j for j in missing if j.unit.spec == spec]
+        rows.append([spec, sum(j.unit.spec == spec for j in jobs), len(mine), known.cell(mine) if known else "-"])
+    return rows
 
 
-def _time(jobs: Sequence[Job], records: Sequence[dict]) -> str:
-    """The sum over units of the median time of stored ones: of the same category, else of all categories."""
-    total, unknown = 0.0, 0
-    for job in jobs:
-        unit = job.unit.as_dict()
-        method = [r["timing"] for r in records if all(r["unit"][k] == unit[k] for k in ("method", "preset"))]
-        same = [r["timing"] for r in records if all(r["unit"][k] == v for k, v in unit.items() if k != "seed")]
-        times = [timing["total_s"] for timing in same or method if timing.get("total_s")]
-        total, unknown = total + (median(times) if times else 0), unknown + (not times)
-    if not jobs:
-        return "-"
-    if unknown == len(jobs):
-        return "unknown: no stored unit of this method"
-    return f"{total:.0f} s, as stored units took" + (f"; {unknown} units unknown" if unknown else "")
+class Times:
+    """What units took on a device, from the stored records with the same settings; nothing is guessed.
+
+    device: as `--device` has it. Where it is not there, no record is of it and all is unknown.
+    """
+
+    def __init__(self, store: Store, device: str) -> None:
+        try:
+            self.device = device_name(devices.resolve(device).name)
+        except UsageError:
+            self.device = ""
+        self.where = self.device or f"{device} (not there)"
+        self.own: dict[tuple[object, ...], list[float]] = defaultdict(list)
+        self.other: dict[tuple[object, ...], list[float]] = defaultdict(list)
+        for record in store.records():
+            unit, seconds = record["unit"], record["timing"].get("total_s")
+            if seconds and record["environment"].get("device") == self.device:
+                limited = " --limit " in record["environment"].get("command", "")
+                self.own[record["config_hash"], unit["dataset"], unit["category"], limited].append(seconds)
+                self.other[record["config_hash"], limited].append(seconds)
+
+    def of(self, jobs: Iterable[Job]) -> tuple[float, Counter[str], list[str]]:
+        """Seconds of all jobs one after the other; how many are 'own' (known from their category), 'other' (from other
+        categories) or 'unknown'; and the methods of the latter. A unit's time is the median of its records'."""
+        total, counts, unknown = 0.0, Counter[str](), []
+        for job in jobs:
+            limited = bool(job.limit)
+            own = self.own.get((job.config_hash, job.unit.dataset, job.unit.category, limited))
+            found = own or self.other.get((job.config_hash, limited))
+            total += median(found) if found else 0.0
+            counts["own" if own else "other" if found else "unknown"] += 1
+            unknown += [] if found else [job.unit.spec]
+        return total, counts, list(dict.fromkeys(unknown))
+
+    def cell(self, jobs: Sequence[Job]) -> str:
+        """For the table of methods."""
+        total, counts, _ = self.of(jobs)
+        if not jobs:
+            return "-"
+        if counts["unknown"] == len(jobs):
+            return "unknown: no stored unit of these settings on this device"
+        return f"{total:.0f} s, as stored units took" + (
+            f"; {counts['unknown']} units unknown" if counts["unknown"] else "")
+
+    def line(self, jobs: Sequence[Job]) -> str:
+        """What all jobs take, and from which records that is known."""
+        total, counts, unknown = self.of(jobs)
+        parts = [f"{counts[kind]} as stored units of {whose}" for kind, whose in
+                 (("own", "their category"), ("other", "other categories")) if counts[kind]]
+        text = f"{duration(total)} for {', '.join(parts)} took" if parts else "unknown, since no stored unit tells"
+        if unknown and parts:
+            text += f"; unknown for {counts['unknown']} units"
+        return f"time on {self.where}, one worker: {text}" + (f" (no record: {', '.join(unknown)})" if unknown else "")
+
+
+def duration(seconds: float) -> str:
+    """'50 s', '12 min' or '3.4 h'."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _found(plan: Plan) -> list[str]:

@@ -98,7 +98,7 @@ def run_unit(job: Job, report: Report, shared: Shared | None = None) -> dict[str
     scores = None
     try:
         found = devices.resolve(job.device)
-        device, how = found.name, devices.prepare(found.name)
+        device, how = found.name, devices.prepare(found.name, repeatable=job.repeatable)
         provenance.reset_peak_memory(device)
         record, scores = _run(job, device, report, (shared or Shared()).for_job(job), seconds)
         record["notes"] += [found.note] if found.note else []

@@ -82,6 +82,7 @@ class Job:
     weights: str = "auto"  # 'auto', 'none' or a directory
     weights_for: tuple[tuple[str, str, str], ...] = ()  # tag, file taken instead of what it names, the file's sha256
     device: str = "auto"
+    repeatable: bool = False  # deterministic forms of all operations on a GPU
     textures: str = ""  # source of natural pictures for methods that paste them: a directory, 'embedded', or none
     keep_maps: bool = False
     watch: int = 0  # how often the test pictures are scored during training, for a plot only
@@ -116,6 +117,7 @@ class Job:
             *(f"--weights-for {quoted(f'{tag}={Path(file).name}')}" for tag, file, _ in self.weights_for),
             f"--textures {self.textures if self.textures == 'embedded' else 'DIR'}" if self.textures else "",
             f"--limit {self.limit}" if self.limit else "",
+            "--repeatable" if self.repeatable else "",
             *(f"--set {quoted(f'{key}={value}')}" for key, value in self.settings.items()),
         ]
         return " ".join(p for p in parts if p)

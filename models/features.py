@@ -7,7 +7,9 @@ import difflib
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -84,15 +86,18 @@ class Backbone(nn.Module):
                 module.inplace = False  # an in-place ReLU after a layer would change the features taken from it
 
     def _hook(self, layer: str) -> Any:
+        # not `self`, which holds the network and so the hook: a circle would stay on the device until it is collected
+        found, count = self._found, len(self.layers)
+
         def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            self._found[layer] = output
-            if len(self._found) == len(self.layers):
+            found[layer] = output
+            if len(found) == count:
                 raise _Reached
 
         return keep
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        self._found = {}
+        self._found.clear()
         low = current_precision() == "bf16"
         if low:
             note("frozen backbone computed in bf16")
@@ -100,7 +105,8 @@ class Backbone(nn.Module):
             x = x.contiguous(memory_format=torch.channels_last)
         with contextlib.suppress(_Reached), torch.autocast(x.device.type, torch.bfloat16, enabled=low):
             self.net(x)
-        found, self._found = self._found, {}
+        found = dict(self._found)
+        self._found.clear()
         # the order of memory stays in here: heads and losses of other libraries take views of what they are given
         return {layer: found[layer].float().contiguous() for layer in self.layers}
 
@@ -223,12 +229,19 @@ class FeatureCache:
         self.clear()
         return held
 
+    def serves(self, group: Any) -> bool:
+        """Whether features of this group are held or may be kept, so that their pictures need a digest."""
+        may_go = any(held not in self._used for held in self._held)
+        return self.limit is None or self.stats["bytes"] < self.limit or may_go or group in self._held
+
     def get(
-        self, group: Any, pictures: bytes, count: int, layers: Sequence[str], compute: Callable[[], dict[str, Tensor]]
+        self, group: Any, pictures: bytes | None, count: int, layers: Sequence[str],
+        compute: Callable[[], dict[str, Tensor]],
     ) -> Mapping[str, Tensor]:
         """{layer: [count, C, h, w]} from memory, else from `compute()` and kept where room is left.
 
-        group: what makes the features besides the pictures; pictures: digest of their pixels.
+        group: what makes the features besides the pictures; pictures: digest of their pixels; none where the
+        group is not served.
         """
         self._used.add(group)
         held, seconds = self._held.get(group, {}).get(pictures, ({}, 0.0))
@@ -247,7 +260,7 @@ class FeatureCache:
         self.stats["compute_s"] += seconds
         fresh = {layer: tensor for layer, tensor in found.items() if layer not in held}
         size = sum(tensor.nbytes for tensor in fresh.values())
-        if self._fits(size, next(iter(found.values())).device):
+        if pictures is not None and self._fits(size, next(iter(found.values())).device):
             self._held.setdefault(group, {})[pictures] = ({**held, **fresh}, seconds)
             self.stats["bytes"] += size
         else:
@@ -287,12 +300,24 @@ def extract(
             net.most = len(parts[-2][net.layers[0]])
             return {layer: torch.cat([part[layer] for part in parts]) for layer in net.layers}
 
+        group = (net.identity, preprocess, str(device), current_precision())
         if cache is None:
             yield compute()
             continue
-        digest = hashlib.blake2b(digest_size=16)
-        for picture in pictures:
-            digest.update(repr(picture.shape).encode())
-            digest.update(np.ascontiguousarray(picture))
-        group = (net.identity, preprocess, str(device), current_precision())
-        yield dict(cache.get(group, digest.digest(), len(pictures), net.layers, compute))
+        digest = _digest(pictures) if cache.serves(group) else None
+        yield dict(cache.get(group, digest, len(pictures), net.layers, compute))
+
+
+def _digest(pictures: Sequence[np.ndarray]) -> bytes:
+    """Of sizes and pixels; SHA-256, for which processors have instructions, on several cores at once."""
+    def one(picture: np.ndarray) -> bytes:
+        found = hashlib.sha256(repr(picture.shape).encode())
+        found.update(np.ascontiguousarray(picture))
+        return found.digest()
+
+    return b"".join(_hashing().map(one, pictures))
+
+
+@lru_cache(maxsize=1)
+def _hashing() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(CHUNK)

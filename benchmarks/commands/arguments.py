@@ -26,6 +26,8 @@ def running() -> argparse.ArgumentParser:
     parser.add_argument("--weights-for", nargs="+", action="extend", default=[], metavar="TAG=FILE",
                         help="take FILE instead of the weights that TAG names; every figure is marked")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:i]", help="where to compute (auto)")
+    parser.add_argument("--repeatable", action="store_true",
+                        help="on a GPU, deterministic forms of all operations too, which cost time (cuDNN and cuBLAS)")
     parser.add_argument("--textures", default="", metavar="DIR|embedded",
                         help="natural pictures for methods that paste them as defects (none)")
     parser.add_argument("--metric-size", default="original", metavar="original|model|N",
@@ -76,8 +78,8 @@ def options(args: argparse.Namespace) -> Options:
         raise UsageError(f"--workers {args.workers}: give 1 or more")
     return Options(
         data_root=args.data_root, results=args.results, weights=args.weights, weights_for=weights_for,
-        device=args.device, textures=args.textures, metric_size=args.metric_size, settings=settings,
-        keep_maps=args.keep_maps, watch=args.watch_test,
+        device=args.device, repeatable=args.repeatable, textures=args.textures, metric_size=args.metric_size,
+        settings=settings, keep_maps=args.keep_maps, watch=args.watch_test,
         cache_dir=args.results / "cache" if size else None, cache_size=size, time_limit=args.time_limit,
         limit=args.limit,
     )

@@ -59,7 +59,8 @@ def add_reproduce(commands: Any) -> None:
     parser.add_argument("--table", default=None, metavar="T")
     parser.add_argument("--quick", action="store_true", help="short CPU presets; every figure is marked")
     parser.add_argument("--no-run", action="store_true",
-                        help="run nothing: list the units and write the tables from what is stored")
+                        help="run nothing: list the units, estimate their time from stored ones on this device, "
+                             "and write the tables from what is stored")
     parser.add_argument("--categories", nargs="+", default=[], metavar="C", help="categories (all found)")
     parser.add_argument("--methods", nargs="+", default=[], metavar="M", help="only these methods (all of the tables)")
 
@@ -79,7 +80,7 @@ def reproduce(args: argparse.Namespace) -> int:
         say(line)
     code, store = 0, Store(args.results)
     if args.no_run:
-        _list_units(plan, store)
+        _list_units(plan, store, args.device)
     elif plan.jobs or plan.unreadable:
         code, _ = _launch(args, plan)
     records = tables.records(store, plan, options) + tables.counted(papers, args.table, options.data_root)
@@ -97,11 +98,16 @@ def reproduce(args: argparse.Namespace) -> int:
     return code
 
 
-def _list_units(plan: Plan, store: Store) -> None:
-    missing = {id(job) for job in plan.open(store)}
+def _list_units(plan: Plan, store: Store, device: str) -> None:
+    from benchmarks.preview import Times
+
+    missing = plan.open(store)
+    open_ones = {id(job) for job in missing}
     for job in plan.jobs:
-        print(f"{'to run  ' if id(job) in missing else 'finished'} {job.unit}")
+        print(f"{'to run  ' if id(job) in open_ones else 'finished'} {job.unit}")
     say(f"{len(plan.jobs)} units, {len(missing)} of them to run; nothing was run")
+    if missing:
+        say(Times(store, device).line(missing))
 
 
 def _draw(args: argparse.Namespace, records: Sequence[dict[str, Any]]) -> None:

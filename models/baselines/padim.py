@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from models.base import Config, Context, Detector, Images, ModelError, Prediction, Progress, no_progress
 from models.features import backbone, extract
@@ -64,11 +63,18 @@ class Padim(Detector):
 
         if len(train) < 2:
             raise ModelError("padim needs at least 2 training pictures: the covariance of one is undefined")
-        parts: list[Tensor] = []
+        every, done = torch.empty(0), 0
         for part in self._embeddings(train):
-            parts.append(part)
-            progress(sum(map(len, parts)), len(train) + 1)
-        self.mean, self.inverse = MultiVariateGaussian().fit(torch.cat(parts))
+            if not len(every):
+                every = part.new_empty(len(train), *part.shape[1:])
+            every[done : done + len(part)] = part
+            progress(done := done + len(part), len(train) + 1)
+        channels, height, width = every.shape[1:]
+        self.mean = every.new_empty(channels, height * width)
+        self.inverse = every.new_empty(height * width, channels, channels)
+        for y in range(height):  # a row at a time: the library holds all covariances four times over
+            places = slice(y * width, (y + 1) * width)
+            self.mean[:, places], self.inverse[places] = MultiVariateGaussian().fit(every[:, :, y : y + 1].contiguous())
         progress(len(train) + 1, len(train) + 1)
 
     def predict(self, batch: Images) -> Prediction:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from models.base import Config, Context, Detector, Images, ModelError, Prediction, Progress, no_progress
 from models.features import backbone, extract
 from models.nn.discriminator import TRAIN_BATCH, Discriminator, map_and_score, noise_loss, optimizer, start
+from models.nn.memory import available, note
 from models.nn.patches import patch_features
 from models.nn.preprocess import Aspect, Preprocess
 from models.nn.training import key_of, train
@@ -43,7 +44,7 @@ class SimpleNetConfig(Config):
     lr: float = 2e-4  # 4.1, discriminator, Adam with weight decay 1e-5
     adapter_lr: float = 1e-4  # 4.1, AdamW
     sigma: float = 4.0  # of the Gaussian that smooths the map, 3.5
-    keep_gb: float = 8.0  # training features stay in memory up to this size; beyond it they are computed anew
+    keep_gb: float = 8.0  # training features stay in memory up to this size and half of what is free there
 
     def __post_init__(self) -> None:
         if self.crop is not None and self.crop > self.resize:
@@ -136,7 +137,8 @@ class SimpleNet(Detector):
     def _kept(self, images: Images) -> Tensor | None:
         """Features of all training pictures [N, h*w, dimension], since nothing before the adapter is trained."""
         first = self._patches([images[0]])
-        if first.nbytes * len(images) > self.config.keep_gb * 2**30:
+        if first.nbytes * len(images) > min(self.config.keep_gb * 2**30, available(first.device) / 2):
+            note(f"features of {self.config.backbone} did not fit into memory and were computed anew in every epoch")
             return None
         kept = torch.empty(len(images), *first.shape[1:], device=first.device)
         done = 0

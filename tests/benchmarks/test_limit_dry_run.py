@@ -39,7 +39,8 @@ def test_dry_run_shows_everything_and_runs_nothing(cli: Cli, tmp_path: Path) -> 
             "--results", tmp_path / "r", "--device", "cpu", "--quiet", "--weights", "none")
     done = cli(*call, "--dry-run")
     assert done.returncode == 1 and not Store(tmp_path / "r").records(failed=True)
-    for words in ("parts/nut", "mvtec", "48x40", "resnet18.tv_in1k", "--weights none", "unknown: no stored unit",
+    for words in ("parts/nut", "mvtec", "48x40", "resnet18.tv_in1k", "--weights none",
+                  "unknown: no stored unit of these settings on this device",
                   "left out: 1 files of unknown kind", "WOULD FAIL parts/torn", "000_mask.png is missing",
                   "2 units, 2 of them to run; nothing was run"):
         assert words in done.stdout, words
@@ -58,3 +59,31 @@ def test_missing_weights_are_told_before_any_training_and_the_rest_runs(
     assert done.returncode == 1
     assert "FAILED patchcore@resnet18: weights 'resnet18.tv_in1k' not found in" in done.stderr
     assert [r["unit"]["method"] for r in Store(tmp_path / "r").records(failed=True)] == ["fake"]
+
+
+def test_time_is_the_median_of_records_of_the_same_settings_on_the_same_device(tmp_path: Path, monkeypatch) -> None:
+    from types import SimpleNamespace
+
+    from benchmarks import preview
+
+    def record(config: str, category: str, seconds: float, device: str = "gpu A", command: str = "") -> dict:
+        return {"unit": {"dataset": "d", "category": category}, "timing": {"total_s": seconds}, "config_hash": config,
+                "environment": {"device": device, "command": command}}
+
+    def job(config: str, category: str) -> SimpleNamespace:
+        return SimpleNamespace(config_hash=config, limit=0, unit=SimpleNamespace(dataset="d", category=category,
+                                                                                  spec=f"m@{config}"))
+
+    stored = [record("a", "nut", s) for s in (10, 30, 20)] + [
+        record("a", "bolt", 60), record("a", "nut", 999, device="gpu B"),
+        record("a", "nut", 1, command="python run_benchmark.py run --limit 4"), record("b", "nut", 5, device="gpu B"),
+    ]
+    monkeypatch.setattr(preview, "device_name", lambda name: "gpu A")
+    known = preview.Times(SimpleNamespace(records=lambda: stored), "cpu")
+    assert known.of([job("a", "nut")])[0] == 20 and known.of([job("a", "cap")])[0] == 25
+    total, counts, unknown = known.of([job("a", "nut"), job("a", "cap"), job("b", "nut"), job("b", "cap")])
+    assert (total, dict(counts), unknown) == (45, {"own": 1, "other": 1, "unknown": 2}, ["m@b"])
+    assert known.line([job("a", "nut"), job("b", "nut")]) == (
+        "time on gpu A, one worker: 20 s for 1 as stored units of their category took; unknown for 1 units "
+        "(no record: m@b)")
+    assert preview.duration(3 * 3600) == "3.0 h" and preview.duration(600) == "10 min"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -238,3 +241,44 @@ def test_real_partial_file_suffices_for_two_layers_only(real):
     assert store.used[TAG]["file"] == "resnet18.tv_in1k.layers1-3.pth"
     with pytest.raises(WeightsError, match="layer4"):
         backbone(TAG, ["layer3", "layer4"], store)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_network_is_freed_with_its_last_reference(weights, used):
+    """Held in a circle, it would stay on the device until Python next looks for circles."""
+    net = backbone(TAG, ["layer1", "layer2"], WeightStore(weights[0]))
+    if used:
+        list(extract(net, SMALL, pictures(2), "cpu", FeatureCache()))
+    whole, inner = weakref.ref(net), weakref.ref(net.net.conv1)
+    gc.collect()
+    gc.disable()
+    try:
+        del net
+        assert whole() is None and inner() is None
+    finally:
+        gc.enable()
+
+
+def test_pixels_are_hashed_once_a_pass_and_not_where_nothing_can_be_kept(weights, monkeypatch):
+    hashed, digest = [], features._digest
+    monkeypatch.setattr(features, "_digest", lambda seen: (hashed.append(len(seen)), digest(seen))[1])
+    net = backbone(TAG, ["layer1"], WeightStore(weights[0]))
+    cache, images = FeatureCache(), pictures(CHUNK + 3)
+    for _ in range(2):
+        list(extract(net, SMALL, images, "cpu", cache))
+    assert hashed == [CHUNK, 3] * 2 and cache.stats["reused"] == len(images)
+    cache.give_up()
+    plain = list(extract(net, SMALL, images, "cpu"))
+    found = list(extract(net, SMALL, images, "cpu", cache))
+    assert len(hashed) == 4, "a cache that keeps nothing needs no digest"
+    assert cache.stats["full"] == len(images) and cache.stats["computed"] == 2 * len(images)
+    assert all(torch.equal(a["layer1"], b["layer1"]) for a, b in zip(plain, found, strict=True))
+
+
+def test_a_digest_tells_sizes_order_and_values_apart():
+    one = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    other = one.copy()
+    other[1, 3, 2] += 1
+    cases = [[one], [one.reshape(4, 2, 3)], [other], [one, other], [other, one], [one, one]]
+    assert len({features._digest(case) for case in cases}) == len(cases)
+    assert features._digest([one[:, ::-1]]) == features._digest([np.ascontiguousarray(one[:, ::-1])])

@@ -122,6 +122,14 @@ def test_reproduce_runs_what_is_missing_and_shows_what_is_stored(cli: Cli, tmp_p
     listed = again.stdout.splitlines()  # every preset of the method and none of another
     assert again.returncode == 0 and "to run   dae@quick mvtec_ad/pill seed 0" in listed
     assert all(line.startswith("to run   dae@") and "/pill " in line for line in listed), listed
+    # the stored unit of `dae@quick` had other settings, and so tells nothing of these
+    assert "one worker: unknown, since no stored unit tells (no record: dae@quick" in again.stderr
+    settled = cli("reproduce", "--paper", "dae_cae", "--quick", "--categories", "pill", "--methods", "dae@quick",
+                  "--no-run", *shared, *short, "--weights", "none")
+    assert " s for 1 as stored units of other categories took" in settled.stderr, settled.stderr
+    absent = cli("reproduce", "--paper", "dae_cae", "--quick", "--categories", "pill", "--methods", "dae@quick",
+                 "--no-run", *shared[:4], "--device", "cuda:7", *short, "--weights", "none")
+    assert absent.returncode == 0 and "time on cuda:7 (not there), one worker: unknown" in absent.stderr
     rows = long_rows(tmp_path / "r" / "tables" / "dae_cae" / "1.long.csv")
     shown = {r["categories"] for r in rows if r["source"] == "measured" and r["state"] == "value"}
     assert shown == {"bottle"}, "what an earlier command ran is still in the table"

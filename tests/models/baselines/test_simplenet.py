@@ -162,3 +162,17 @@ def test_the_shorter_side_is_resized_where_asked() -> None:
     result = detector.predict([np.zeros((100, 200, 3), np.uint8)])
     assert tuple(result.anomaly_map.shape) == (1, 56, 56)
     assert tuple(detector.preprocess.restore(result.anomaly_map, [(100, 200)])[0].shape) == (100, 200)
+
+
+def test_features_are_kept_only_where_half_of_the_free_memory_holds_them(monkeypatch) -> None:
+    from models.baselines import simplenet
+    from models.nn.memory import noted
+
+    detector = build()
+    images = pictures(4, 0)
+    one = detector._patches(images[:1]).nbytes
+    for free, kept in ((8 * one, True), (8 * one - 2, False)):
+        monkeypatch.setattr(simplenet, "available", lambda device, free=free: free)
+        with noted() as notes:
+            assert (detector._kept(images) is not None) == kept
+        assert any("computed anew" in text for text in notes) != kept
