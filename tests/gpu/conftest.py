@@ -1,4 +1,8 @@
-"""The GPU for `pytest -m gpu`, what its tests found, and one verdict at their end."""
+"""The GPU for `pytest -m gpu`, what its tests found, and one verdict at their end.
+
+GPU=pretended runs them dry, on the pretended GPU and on small pictures: it shows that the checks themselves work, and
+says nothing of a GPU. What needs a process of its own is then skipped.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import pytest
 import torch
 
 FINDINGS = pytest.StashKey[dict[str, Any]]()
+DRY = os.environ.get("GPU") == "pretended"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,12 +28,30 @@ def gpu() -> Iterator[torch.device]:
     """The first GPU, set as the harness sets it; the test is skipped where torch can use none."""
     from benchmarks import devices
 
+    if DRY:
+        import anomalib.models  # noqa: F401  pretending starts after it is imported
+
+        from tests.gpu.pretended import pretended_gpus
+
+        with pretended_gpus():
+            devices.prepare("cuda:0")
+            yield torch.device("cuda:0")
+        torch.use_deterministic_algorithms(False)
+        return
     found = devices.resolve("auto")
     if found.name == "cpu":
         pytest.skip(found.note or "torch sees no GPU")
     devices.prepare(found.name)
     yield torch.device(found.name)
     torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def real_gpu(gpu: torch.device) -> torch.device:
+    """For what a pretended GPU cannot show: other processes, memory that runs out, time."""
+    if DRY:
+        pytest.skip("needs a real GPU")
+    return gpu
 
 
 @pytest.fixture
@@ -49,6 +72,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
               for report in terminalreporter.stats.get(name, [])]
     if not counts["passed"] and not failed:
         terminalreporter.write_line("GPU verdict: none, since torch can use no GPU here; nothing was run")
+        return
+    if DRY:
+        terminalreporter.write_line(
+            f"GPU verdict: none, since the GPU was pretended ({counts['passed']} checks passed, {len(failed)} failed)"
+        )
         return
     verdict = "as on the CPU, repeatable, resumable" if not failed else f"NOT to be trusted: {', '.join(failed)}"
     terminalreporter.write_line(

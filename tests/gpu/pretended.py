@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -310,7 +311,10 @@ def pretended_gpus(count: int = 2) -> Iterator[Counts]:
         "get_rng_state": lambda *device: torch.get_rng_state(),
         "set_rng_state": lambda state, *device: torch.set_rng_state(state),
         "reset_peak_memory_stats": lambda *device: None, "max_memory_allocated": lambda *device: 0,
-        "is_bf16_supported": lambda *args: True, "CUDAGraph": Graph, "graph": _capturing,
+        "is_bf16_supported": lambda *args: True, "set_sync_debug_mode": lambda mode: None,
+        "get_device_properties": lambda *device: SimpleNamespace(
+            name="pretended GPU", total_memory=80 * GIB, major=9, minor=0),
+        "CUDAGraph": Graph, "graph": _capturing,
     }
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch, "Generator", Generator))
