@@ -6,6 +6,7 @@ scores maps on disk. Definitions: docs/metrics.md.
 
 from __future__ import annotations
 
+from benchmarks.metrics.deployed import aupimo, pb, pg
 from benchmarks.metrics.functions import aupro, auroc, auspro, average_precision, f1_max, iou, pro
 from benchmarks.metrics.image import image_metrics, threshold_metrics
 from benchmarks.metrics.ranks import MetricError
@@ -22,6 +23,7 @@ __all__ = [
     "Region",
     "Scorer",
     "Scores",
+    "aupimo",
     "aupro",
     "auroc",
     "auspro",
@@ -29,6 +31,8 @@ __all__ = [
     "f1_max",
     "image_metrics",
     "iou",
+    "pb",
+    "pg",
     "pro",
     "threshold_metrics",
 ]
