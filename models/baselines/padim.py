@@ -23,6 +23,8 @@ from models.nn.smooth import gaussian_smooth
 from models.nn.training import generator
 from models.registry import register
 
+BLOCK = 256 << 20  # bytes of covariances that are inverted at a time
+
 
 @dataclass(frozen=True, kw_only=True)
 class PadimConfig(Config):
@@ -71,10 +73,12 @@ class Padim(Detector):
             progress(done := done + len(part), len(train) + 1)
         channels, height, width = every.shape[1:]
         self.mean = every.new_empty(channels, height * width)
-        self.inverse = every.new_empty(height * width, channels, channels)
-        for y in range(height):  # a row at a time: the library holds all covariances four times over
-            places = slice(y * width, (y + 1) * width)
-            self.mean[:, places], self.inverse[places] = MultiVariateGaussian().fit(every[:, :, y : y + 1].contiguous())
+        self.inverse = every.new_empty(height * width, channels, channels).mT  # in memory as the library's lies
+        rows = max(1, BLOCK // (4 * channels**2 * width))  # the library holds each covariance four times over
+        for y in range(0, height, rows):
+            places = slice(y * width, (y + rows) * width)
+            part = every[:, :, y : y + rows].contiguous()
+            self.mean[:, places], self.inverse[places] = MultiVariateGaussian().fit(part)
         progress(len(train) + 1, len(train) + 1)
 
     def predict(self, batch: Images) -> Prediction:
