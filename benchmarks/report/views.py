@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from benchmarks.report.numbers.pool import pool
 from benchmarks.report.numbers.tables import Table, generic, suite_tables
 from benchmarks.report.pages import fragments
 from benchmarks.report.text import comparison as comparison_text
-from benchmarks.report.text import csv_text, latex, markdown
+from benchmarks.report.text import csv_text, latex, markdown, terminal
 
 FORMATS = {
     "md": (".md", markdown.markdown), "latex": (".tex", latex.latex), "csv": (".csv", csv_text.wide),
@@ -21,8 +23,15 @@ FORMATS = {
 
 
 def render(table: Table, form: str = "md") -> str:
-    """The table in one of FORMATS."""
+    """The table in one of FORMATS, or 'screen': styled for a terminal at its width, Markdown where there is none."""
+    if form == "screen":
+        return terminal.terminal(table, width) if (width := screen()) else markdown.markdown(table)
     return FORMATS[form][1](table)
+
+
+def screen() -> int:
+    """Columns of the terminal that the output goes to; 0 when it goes elsewhere."""
+    return shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 0
 
 
 def write(table: Table, folder: Path) -> list[Path]:
@@ -40,9 +49,11 @@ def _file_name(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-." else "_" for c in text)
 
 
-def suite_text(paper: str, records: Iterable[Any], only: str | None = None, *, quick: bool | None = None) -> str:
-    """The tables of a paper, or one of them, as Markdown. quick: see `build`."""
-    return "\n".join(map(render, suite_tables(paper, records, only, quick=quick)))
+def suite_text(
+    paper: str, records: Iterable[Any], only: str | None = None, *, quick: bool | None = None, form: str = "md"
+) -> str:
+    """The tables of a paper, or one of them. quick: see `build`; form: see `render`."""
+    return "\n".join(render(table, form) for table in suite_tables(paper, records, only, quick=quick))
 
 
 def write_suite(
@@ -54,13 +65,15 @@ def write_suite(
     ]
 
 
-def overview(records: Iterable[Any], absent: Mapping[str, Sequence[str]] | None = None) -> str:
-    """What a run gave, as Markdown: one table per dataset. absent: dataset -> categories that are not there."""
+def overview(
+    records: Iterable[Any], absent: Mapping[str, Sequence[str]] | None = None, *, form: str = "md"
+) -> str:
+    """What a run gave: one table per dataset. absent: dataset -> categories that are not there; form: see `render`."""
     made = generic(records)
     for table in made:
         if names := (absent or {}).get(table.spec.dataset):
             table.notes.append(f"Not under the data root, so neither run nor averaged: {', '.join(names)}.")
-    return "\n".join(map(render, made))
+    return "\n".join(render(table, form) for table in made)
 
 
 def comparison(
@@ -76,5 +89,7 @@ def comparison(
         return csv_text.long([one.table for one in made])
     if form == "latex":
         return "\n".join(latex.latex(one.table) for one in made)
+    if form == "screen" and (width := screen()):
+        return terminal.comparison(made, comparison_text.cost_table(found, methods), width)
     text = fragments.comparison if form == "html" else comparison_text.markdown
     return text(made, comparison_text.cost_table(found, methods))

@@ -1,4 +1,4 @@
-"""What a training costs: an ensemble's members count, wherever they were fitted."""
+"""What a training costs: an ensemble's members and lent features count, wherever they came from."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.report import views
 from benchmarks.report.numbers.cells import _values
-from benchmarks.report.numbers.pool import Pool, cost
+from benchmarks.report.numbers.pool import Pool, cost, pool
+from benchmarks.report.numbers.suites import Line, TableSpec
+from benchmarks.report.numbers.tables import assemble
 from benchmarks.report.text.comparison import cost_table
 from tests.report.conftest import make_record
 
@@ -26,8 +29,8 @@ def test_members_lent_by_other_units_are_added_and_own_ones_are_not_counted_twic
     values, wrong = _values({0: first, 1: last, 2: partly}, "timing/training_s")
     assert values == {0: 400.0, 1: 400.0, 2: 400.0} and wrong is None
     assert _values({1: last}, "timing/fit_s")[0] == {1: 60.0}
-    pool = Pool({("feature_ensemble", "global_pair", "mvtec_loco", "pushpins"): {0: first, 1: last, 2: partly}})
-    table = cost_table(pool, ["feature_ensemble@global_pair"])
+    units = Pool({("feature_ensemble", "global_pair", "mvtec_loco", "pushpins"): {0: first, 1: last, 2: partly}})
+    table = cost_table(units, ["feature_ensemble@global_pair"])
     assert table.rows[0][table.heads.index("training (s)")] == "400.0"
 
 
@@ -38,3 +41,43 @@ def test_other_methods_cost_what_their_fit_took(training: dict[str, Any]) -> Non
     assert cost(record, "timing", "training_s") == 10.0 and cost(record, "memory", "peak_device_mb") is None
     record["timing"] = {}
     assert cost(record, "timing", "training_s") is None
+
+
+def timed(spec: str, device: str = "cpu: test", features: dict[str, float] | None = None) -> dict[str, Any]:
+    """60 test pictures in 5 s, fitted in 10 s, 17 s in all."""
+    record = make_record(spec, "pushpins", 0, "mvtec_loco", image_auroc=0.9)
+    record["environment"]["device"] = device
+    if features is not None:
+        record["features"] = features
+    return record
+
+
+def test_features_that_another_unit_computed_are_paid_for() -> None:
+    """PaDiM pays for the pass over the backbone, PatchCore after it took it over: both cost as if alone."""
+    lender = timed("padim@wrn50", features={"saved_s": 0.0, "lent_fit_s": 0.0, "lent_predict_s": 0.0})
+    borrower = timed("patchcore@wrn50_10pct", features={"saved_s": 50.0, "lent_fit_s": 20.0, "lent_predict_s": 7.0})
+    assert [cost(lender, "timing", name) for name in ("training_s", "images_per_s", "total_s")] == [10.0, 12.0, 17.0]
+    assert [cost(borrower, "timing", name) for name in ("training_s", "images_per_s", "total_s")] == [30.0, 5.0, 44.0]
+    assert cost(borrower, "timing", "predict_s") == 5.0, "what was measured stays what it is"
+    unsaid = timed("patchcore@wrn50_10pct", features={"saved_s": 50.0})
+    assert cost(unsaid, "timing", "images_per_s") is None and cost(unsaid, "timing", "training_s") is None
+    text = views.comparison([lender, borrower], ["padim@wrn50", "patchcore@wrn50_10pct"])
+    assert "as if each unit had run alone" in text and "| 12.0 |" in " ".join(text.split()), text
+    assert "| 5.0 |" in " ".join(text.split()), text
+
+
+SURVEY = TableSpec(
+    paper="runs", name="cost", title="Cost", caption="", rows=(
+        Line("a", "a", method="a@x", categories=("pushpins",)), Line("b", "b", method="b@x", categories=("pushpins",)),
+    ), columns=(Line("speed", "Pictures per second", metrics=("timing/images_per_s",)),),
+    dataset="mvtec_loco", unit="plain", best="column", methods_in="rows",
+)
+
+
+def test_costs_of_different_devices_are_not_ranked() -> None:
+    same = assemble(SURVEY, pool([timed("a@x"), timed("b@x")]))
+    assert [row[0].rank for row in same.cells] == [1, 1]
+    assert any("runs alone" in note for note in same.notes) and any("on cpu: test" in note for note in same.notes)
+    other = assemble(SURVEY, pool([timed("a@x"), timed("b@x", device="cuda: H100")]))
+    assert [row[0].rank for row in other.cells] == [0, 0]
+    assert any("2 devices" in note and "b@x on cuda: H100" in note for note in other.notes), other.notes

@@ -138,7 +138,7 @@ def test_provenance_is_one_click_away(report: Path) -> None:
     page = next((report / "methods").glob("*rb_ae*"))
     text = page.read_text()
     for wanted in ("python run_benchmark.py run --methods rb_ae@paper", "cpu: test", "sha256 " + "0" * 64, "0123abc",
-                   "backbone", "seed 0", "maximum of the map"):
+                   "backbone", "seed 0", "maximum of the map", "runs/mvtec_ad/wood/rb_ae@paper/seed0-0123456789.json"):
         assert wanted in text, wanted
 
 
@@ -160,9 +160,9 @@ def test_worst_misses_first(tmp_path: Path) -> None:
 
 def test_pictures_of_kept_maps(tmp_path: Path) -> None:
     root = tmp_path / "results"
-    records = store(root, [make_record(image_auroc=0.5)], maps=10)
+    records = store(root, [make_record(image_auroc=0.5)], maps=20)
     data = {}
-    for i, kind in enumerate(["good", "cut"] * 5):
+    for i, kind in enumerate(["good", "cut"] * 10):
         if i != 1:
             folder = tmp_path / "data"
             folder.mkdir(exist_ok=True)
@@ -171,12 +171,105 @@ def test_pictures_of_kept_maps(tmp_path: Path) -> None:
             data[f"{kind}/{i:03d}"] = (folder / f"{i}.png", [folder / f"{i}_mask.png"] if kind == "cut" else [])
     index = html.write(root / "report", records, results=root, samples=lambda dataset, category: data)
     pictures = sorted((index.parent / "images").rglob("*.jpg"))
-    assert len(pictures) == 8
     page = next((index.parent / "methods").glob("*.html")).read_text()
-    assert page.count('src="../images/') == 8
-    assert "input, ground truth and anomaly map of cut/003" in page
-    with Image.open(pictures[0]) as image:
+    assert len(pictures) == page.count('src="../images/')
+    assert len(pictures) == 6 and "ground truth</span>" in page and "<strong>worst</strong> cut/" in page
+    assert "maps of all 20 test pictures" in page
+    with Image.open(pictures[-1]) as image:
         assert image.height <= 224 and image.width > 2 * image.height
+
+
+def test_worst_median_and_best_of_every_kind(tmp_path: Path) -> None:
+    """A unit whose worst misses are all good pictures shows its defects too."""
+    from benchmarks.report.numbers.misses import examples, worst
+
+    record = store(tmp_path, [make_record(image_auroc=0.5)])[0]
+    scores = {"good": [0.1, 0.9, 0.2, 0.8, 0.3], "cut": [0.95, 0.99, 0.97], "dent": [0.96, 0.98], "hole": [0.94]}
+    flat = [(kind, f"{kind}/{i}", value) for kind, values in scores.items() for i, value in enumerate(values)]
+    np.savez(
+        Path(record["path"]).with_suffix(".npz"), name=np.array([n for _, n, _ in flat]),
+        kind=np.array([k for k, _, _ in flat]), label=np.array([int(k != "good") for k, _, _ in flat], np.int8),
+        score=np.array([v for *_, v in flat], np.float32),
+    )
+    shown = [(word, miss.name) for word, miss in examples(worst(record))]
+    assert shown == [
+        ("worst", "good/1"), ("median", "good/4"), ("best", "good/0"), ("worst", "cut/0"), ("median", "cut/2"),
+        ("best", "cut/1"), ("worst", "dent/0"), ("best", "dent/1"), ("worst", "hole/0"),
+    ]
+
+
+def test_colours_are_scaled_over_all_maps_and_the_mask_is_outlined(tmp_path: Path) -> None:
+    """Good pictures alone would set a scale on which every defect is white."""
+    from benchmarks.report.drawings.overlays import OUTLINE, outline
+
+    root = tmp_path / "results"
+    records = store(root, [make_record(image_auroc=0.5)], maps=20)
+    for path in root.rglob("maps/**/*.tiff"):
+        values = np.ones((64, 64), np.float32)
+        values[20:40, 20:40] = 40.0 if "cut" in path.parts else 1.0
+        tifffile.imwrite(path, values)
+    data = {}
+    for path in root.rglob("maps/**/*.tiff"):
+        name = f"{path.parent.name}/{path.stem}"
+        picture, mask = tmp_path / f"{path.stem}.png", tmp_path / f"{path.stem}_mask.png"
+        Image.new("RGB", (64, 64), (90, 90, 90)).save(picture)
+        truth = np.zeros((64, 64), np.uint8)
+        truth[20:40, 20:40] = 255
+        Image.fromarray(truth).save(mask)
+        data[name] = (picture, [mask] if path.parent.name == "cut" else [])
+    index = html.write(root / "report", records, results=root, samples=lambda dataset, category: data)
+    page = next((index.parent / "methods").glob("*.html")).read_text()
+    assert re.search(r"dark up to 1 .* brightest from 40 ", page), re.findall("Colours over.*", page)
+    strips = re.findall(r'<img loading="lazy" src="\.\./(images/[^"]+)" alt="[^"]*of cut/', page)
+    with Image.open(index.parent / strips[0]) as image:
+        strip = np.asarray(image.convert("RGB")).astype(int)
+    shown = strip[:, -64:]
+    assert np.abs(shown[20, 30] - OUTLINE).sum() < 200 < np.abs(shown[30, 30] - OUTLINE).sum()
+    inside = np.zeros((5, 5), bool)
+    inside[1:4, 1:4] = True
+    assert not outline(inside)[2, 2] and outline(inside).sum() == 20 and not outline(np.zeros((5, 5), bool)).any()
+
+
+def test_means_are_labelled_and_marked_and_colours_are_fixed(tmp_path: Path) -> None:
+    records = [
+        make_record("a@x", "bottle", image_auroc=1.0, marks=("untrained",)),
+        make_record("b@x", "bottle", image_auroc=0.998), make_record("a@x", "pill", image_auroc=0.81),
+        make_record("c@x", "zipper", dataset="own", image_auroc=0.998),
+        make_record("d@x", "zipper", dataset="own", image_auroc=0.42),
+    ]
+    text = html.write(tmp_path / "r", records).read_text()
+    cells = re.findall(r'<td class="h(\d?)"[^>]*>(?:<a [^>]*>)?([^<]*)(?:</a>)?(?:<sup>(.)</sup>)?', text)
+    assert "Mean over 2 of 15 categories" in text and "Mean over 1 category" in text
+    assert ("7", "90.5", "†") in [("7" if c[1] == "90.5" else c[0], *c[1:]) for c in cells], cells
+    assert {level for level, value, _ in cells if value == "99.8"} == {"9"}, "the same colour in both tables"
+    assert ("9", "100.0", "†") in cells and ("0", "42.0", "") in cells
+    assert ("", "99.8 (1 of 2)", "") in cells
+
+
+def test_ablations_leave_the_comparison_standing(tmp_path: Path) -> None:
+    """Presets of one column of a paper ran one category; the methods are still compared over all that they ran."""
+    textures = ("carpet", "grid", "leather", "tile", "wood")
+    records = [make_record(f"rb_ae@{p}", "wood", image_auroc=0.5) for p in "abcdef"]
+    records += [make_record("rb_ae@paper", c, image_auroc=0.9) for c in textures]
+    records += [make_record(m, c, image_auroc=v) for m, v in (("padim@x", 0.8), ("stfpm@x", 0.7))
+                for c in (*textures, "bottle")]
+    records.append(make_record("dae@x", "bottle", image_auroc=0.6))
+    html.write(tmp_path / "r", records)
+    text = (tmp_path / "r" / "compare.html").read_text()
+    assert '<span class="over">5</span> of 6 categories' in text
+    assert text.count(" checked") == 3 and text.count('type="checkbox"') == 10
+    assert "dae@x is not compared: it lacks carpet, grid, leather, tile, wood" in text
+    assert re.search(r"rb_ae@paper</label></th><td class=\"mean\">90.00</td><td class=\"rank\">1.00</td>", text)
+    assert (tmp_path / "r" / "images" / "compare-0.png").exists()
+
+
+def test_a_report_can_be_carried_elsewhere(report: Path) -> None:
+    for page in report.rglob("*.html"):
+        for tag, attrs in tags_of(page):
+            target = attrs.get("href") if tag == "a" else None
+            if target:
+                place = page.parent / unquote(urldefrag(target)[0] or page.name)
+                assert place.resolve().is_relative_to(report), target
 
 
 def test_failed_and_broken_are_named(tmp_path: Path) -> None:
@@ -253,17 +346,19 @@ def browse(page: str, *extra: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def browser_test(report: Path, page: str, script: str) -> str:
-    """Run a script in a copy of a page after the report's own, and return what it writes into the title."""
+def browser_test(report: Path, page: str, script: str, *extra: str, library: str = "") -> str:
+    """Run a script in a copy of a page after the report's own (and a library's), return what it writes as the title."""
     path = report / page
     text = path.read_text()
+    path.with_name("library.js").write_text(library)
     path.with_name("probe.js").write_text(
         "window.addEventListener('load', () => { (async () => {" + script + "})()"
         ".then(r => { document.title = 'RESULT ' + r; }, e => { document.title = 'RESULT error ' + e; }); });"
     )
     probe = path.with_name(f"probe-{path.name}")
-    probe.write_text(text.replace("</head>", '<script src="probe.js" defer></script></head>'))
-    done = browse(probe.as_uri(), "--dump-dom")
+    added = "".join(f'<script src="{name}.js" defer></script>' for name in ("library", "probe"))
+    probe.write_text(text.replace("</head>", f"{added}</head>"))
+    done = browse(probe.as_uri(), "--dump-dom", *extra)
     problems = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert not problems, problems
     return html_text.unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.S).group(1)).removeprefix("RESULT ")
@@ -305,6 +400,61 @@ def test_heat_table_switches_its_metric_in_a_browser(report: Path) -> None:
     """)
     before, after, name, fits = shown.split("|")
     assert (before, after, name, fits) == ("90.0", "85.0", "Pixel AUROC", "true")
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+def test_the_reader_chooses_what_is_compared(report: Path) -> None:
+    shown = browser_test(report, "compare.html", """
+        const section = document.querySelector('section.choice');
+        const row = (name) => Array.from(section.querySelectorAll('.heat tbody tr'))
+          .find((r) => r.cells[0].textContent.trim() === name);
+        const say = (name) => ['mean', 'rank'].map((c) => row(name).querySelector('td.' + c).textContent).join(' ');
+        const before = [say('a@x'), say('rb_ae@paper'), section.querySelector('.over').textContent];
+        for (const box of section.querySelectorAll('input'))
+          box.checked = ['a@x', 'rb_ae@paper'].includes(box.closest('tr').cells[0].textContent.trim());
+        section.dispatchEvent(new Event('change'));
+        const after = ['a@x', 'rb_ae@paper', 'b@x'].map(say);
+        return [...before, ...after, section.querySelector('.over').textContent].join('|');
+    """)
+    assert shown == "88.00 2.00|— —|3|86.00 2.00|97.00 1.00|— —|1"
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+def test_names_are_whole_on_a_phone_and_groups_stand_once(tmp_path: Path) -> None:
+    names = [f"feature_ensemble@wrn50_independent_members_{kind}" for kind in ("global", "local")]
+    records = [make_record(m, c, image_auroc=0.9) for m in names for c in ("carpet", "wood")]
+    page = html.write(tmp_path / "r", records).parent
+    shown = browser_test(page, "index.html", """
+        const cut = Array.from(document.querySelectorAll('tbody th:first-child'))
+          .filter((c) => c.scrollWidth > c.clientWidth + 1 || getComputedStyle(c).textOverflow === 'ellipsis');
+        return cut.length + ' ' + (document.documentElement.scrollWidth <= window.innerWidth) + ' ' + window.innerWidth;
+    """, "--window-size=390,900")
+    assert shown.startswith("0 true ") and int(shown.split()[2]) <= 500
+    table = (page / "papers.html").read_text()
+    body = re.search(r'id="table-rb_ae-I".*?</table>', table, re.S).group(0)
+    assert body.count('<span class="again">Testing</span>') >= 1
+    assert body.count(">Testing<") - body.count('<span class="again">Testing</span>') == 1
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+@pytest.mark.parametrize("mode", ["light", "dark"])
+@pytest.mark.parametrize("page", ["index", "papers", "compare", "units", "method"])
+def test_no_serious_finding_of_axe(report: Path, page: str, mode: str) -> None:
+    """Contrast, names, roles and labels, with every part of the page opened."""
+    axe = pytest.importorskip("axe_core_python", reason="pip install axe-core-python")
+    library = next(Path(axe.__file__).parent.rglob("axe.min.js")).read_text(encoding="utf-8")
+    name = f"{page}.html"
+    if page == "method":
+        name = next((report / "methods").glob("*rb_ae*")).relative_to(report).as_posix()
+    shown = browser_test(report, name, """
+        for (const part of document.querySelectorAll('details')) part.open = true;
+        const found = (await axe.run()).violations.filter((v) => ['serious', 'critical'].includes(v.impact));
+        return JSON.stringify(found.map((v) => [v.id, v.nodes.length, v.nodes[0].html.slice(0, 160)]));
+    """, f"--blink-settings=preferredColorScheme={int(mode == 'light')}", library=library)
+    assert json.loads(shown) == []
 
 
 @pytest.mark.browser

@@ -249,8 +249,8 @@ def test_loco_table_from_any_run(record) -> None:
     runs.append(record("c@x", "pushpins", dataset="mvtec_loco", **kinds))
     table = tables.generic(runs)[0]
     assert [c.label for c in table.columns][:3] == ["structural", "logical", "mean"]
-    assert cell_of(table, "a@x", "mean", "Mean over 2 categories").value == pytest.approx(80.0)
-    assert cell_of(table, "c@x", "mean", "Mean over 2 categories").state == "missing"
+    assert cell_of(table, "a@x", "mean", "Mean over 2 of 5 categories").value == pytest.approx(80.0)
+    assert cell_of(table, "c@x", "mean", "Mean over 2 of 5 categories").state == "missing"
 
 
 def test_demo_tables_show_any_method(record) -> None:

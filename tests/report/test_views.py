@@ -112,3 +112,23 @@ def test_markup_in_names(cli: Cli, tmp_path: Path, name: str) -> None:
     if name == "figure":
         made = [Path(line) for line in done.stdout.splitlines()]
         assert len(made) == 7 and all(p.parent == tmp_path / "figures" and "<" not in p.name for p in made)
+
+
+def test_export_is_tidy(cli: Cli, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    placed = records()
+    placed[0]["metrics"]["image_ap"], placed[0]["undefined"] = None, {"image_ap": "no anomalous image"}
+    placed[1]["marks"] = ["reduced", "short"]
+    placed[1]["features"] = {"saved_s": 5.0, "lent_fit_s": 0.0, "lent_predict_s": 5.0}
+    store(tmp_path / "r", placed)
+    done = cli("export", "--results", tmp_path / "r", "--out", tmp_path / "all.csv")
+    assert done.returncode == 0 and "13 lines of 4 units" in done.stderr, done.stderr
+    frame = pandas.read_csv(tmp_path / "all.csv")
+    assert len(frame) == 13 and frame.groupby(["method", "category"]).ngroups == 4
+    means = frame[frame.metric == "image_auroc"].groupby("method").value.mean()
+    assert means["rb_ae"] == pytest.approx(0.9) and means["padim"] == pytest.approx(0.8)
+    wood = frame[(frame.method == "rb_ae") & (frame.category == "wood")].iloc[0]
+    assert wood.marks == "reduced short" and wood.images_per_s == pytest.approx(6.0) and wood.device == "cpu: test"
+    none = frame[frame.metric == "image_ap"].iloc[0]
+    assert pandas.isna(none.value) and none.undefined == "no anomalous image"
+    assert cli("export", "--results", tmp_path / "none", "--out", tmp_path / "x.csv").returncode == 2

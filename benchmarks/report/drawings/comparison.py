@@ -27,18 +27,21 @@ def bars(
 ) -> Path:
     """One bar per method, best first, with the standard deviation over seeds where known; a cut axis says so."""
     order = sorted(means, key=lambda m: -means[m])
-    figure = canvas.blank(max(3.2, 0.8 * len(order) + 1.6), 3.6)
+    figure = canvas.blank(6.4, 0.32 * len(order) + 1.0)
     axis = figure.subplots()
     errors = [spread[m] or 0.0 for m in order]
-    heights = [means[m] for m in order]
-    axis.bar(range(len(order)), heights, yerr=errors if any(errors) else None, capsize=3, color="C0")
-    low = min(heights) if heights else 0.0
-    floor = max(0.0, math.floor((low - 5) / 10) * 10)
-    axis.set_ylim(floor, 100 if max(heights, default=1) > 1 else None)
-    for i, height in enumerate(heights):
-        axis.text(i, height, f"{height:.1f}", ha="center", va="bottom", fontsize=8)
-    axis.set_xticks(range(len(order)), [canvas.plain(m) for m in order], rotation=30, ha="right", fontsize=8)
-    axis.set_ylabel(f"{ylabel}, axis from {floor:g}" if floor else ylabel)
+    lengths = [means[m] for m in order]
+    axis.barh(range(len(order)), lengths, xerr=errors if any(errors) else None, capsize=3, color="C0")
+    floor = max(0.0, math.floor((min(lengths, default=0.0) - 5) / 10) * 10)
+    end = 100.0 if max(lengths, default=1) > 1 else max(lengths, default=1)
+    axis.set_xlim(floor, end + 0.12 * (end - floor))  # room for the number behind the longest bar
+    for i, (length, error) in enumerate(zip(lengths, errors, strict=True)):
+        axis.annotate(f"{length:.1f}", (length + error, i), xytext=(4, 0), textcoords="offset points", va="center",
+                      fontsize=8)
+    axis.set_yticks(range(len(order)), [canvas.plain(m) for m in order], fontsize=8)
+    axis.invert_yaxis()
+    axis.tick_params(axis="x", labelsize=8)
+    axis.set_xlabel(f"{ylabel}, axis from {floor:g}" if floor else ylabel, fontsize=8)
     return canvas.save(figure, path)
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from benchmarks.report.drawings import canvas
 
 PERCEPTUAL = "inferno"
+OUTLINE = (0, 255, 200)
+"""Colour of a mask's outline: in none of the usual colour maps, and bright on dark and light ground."""
 
 
 class Example(NamedTuple):
@@ -49,6 +51,20 @@ def overlay(
         shades = np.asarray(Image.fromarray(shades).resize((width, height), Image.Resampling.BILINEAR))
     grey = picture.mean(axis=2, keepdims=True)
     return ((1 - strength) * grey + strength * shades).round().astype(np.uint8)
+
+
+def outline(mask: np.ndarray) -> np.ndarray:
+    """bool [H, W]: pixels on both sides of the border of a mask, bool [H, W]; the picture's edge is a border too."""
+    inner, outer = mask.copy(), mask.copy()
+    for axis in (0, 1):
+        for step in (1, -1):
+            moved = np.roll(mask, step, axis)
+            edge = [slice(None), slice(None)]
+            edge[axis] = slice(0, 1) if step == 1 else slice(-1, None)
+            moved[tuple(edge)] = False
+            inner &= moved
+            outer |= moved
+    return outer & ~inner
 
 
 def limits(maps: Sequence[np.ndarray]) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report.drawings import canvas
+from benchmarks.report.numbers import heat
 
 
 def curves(
@@ -79,14 +80,11 @@ def heat_table(values: Mapping[str, Mapping[str, float | None]], path: Path, *, 
     )
     figure = canvas.blank(0.62 * len(categories) + 2.6, 0.34 * len(methods) + 1.6)
     axis = figure.subplots()
-    shown = np.ma.masked_invalid(numbers)
-    image = axis.imshow(shown, cmap="viridis", aspect="auto")
-    low, high = image.get_clim()
+    levels = np.ma.masked_invalid([[heat.level(v) if math.isfinite(v) else math.nan for v in row] for row in numbers])
+    axis.imshow(levels, cmap="YlGnBu", aspect="auto", vmin=0, vmax=len(heat.STEPS) + 4)  # fixed steps, never too dark
     for i, j in np.ndindex(numbers.shape):
         if math.isfinite(numbers[i, j]):
-            dark = (numbers[i, j] - low) < 0.6 * max(high - low, 1e-12)
-            axis.text(j, i, f"{numbers[i, j]:.1f}", ha="center", va="center", fontsize=7,
-                      color="white" if dark else "black")
+            axis.text(j, i, f"{numbers[i, j]:.1f}", ha="center", va="center", fontsize=7)
     axis.set_xticks(range(len(categories)), [_short(c) for c in categories], rotation=60, ha="right", fontsize=8)
     axis.set_yticks(range(len(methods)), [_short(m) for m in methods], fontsize=8)
     canvas.title(figure, title)

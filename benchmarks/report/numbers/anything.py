@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.report.numbers.pool import Pool
-from benchmarks.report.numbers.suites import Line, TableSpec
+from benchmarks.report.numbers.suites import Line, TableSpec, mean_label
 
 PLAIN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro@0.3", "accuracy", "tnr", "tpr")
 LOCO = (
@@ -47,7 +47,7 @@ def _spec(dataset: str, found: Pool) -> TableSpec:
         for category in categories for method in methods
     ]
     if len(categories) > 1:
-        group = f"Mean over {len(categories)} categories"
+        group = mean_label(dataset, len(categories))
         rows += [Line(f"mean/{method}", method, group, categories=categories, method=method) for method in methods]
     return TableSpec(
         paper="runs", name=dataset, title=f"{dataset} (%)", caption="", rows=tuple(rows), columns=tuple(columns),

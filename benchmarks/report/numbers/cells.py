@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from benchmarks.report.numbers import published, suites
-from benchmarks.report.numbers.pool import Pool, Record, cost
+from benchmarks.report.numbers.pool import Pool, Record, cost, device_of
 from benchmarks.report.numbers.suites import ANY, Line, Need, TableSpec
 
 MARKS = {
@@ -23,9 +23,6 @@ MARKS = {
     "seeds": ("‖", "fewer seeds than the table asks for, or than its other figures have"),
     "preset": ("◊", "measured with a smaller preset than the one that the table asks for"),
 }
-
-WHOLE = {"mvtec_ad": 15, "mvtec_loco": 5}
-"""Categories that the mean of a published figure of another method is over."""
 
 
 @dataclass
@@ -54,6 +51,16 @@ class Cell:
     rank: int = 0
     printed_rank: int = 0
     protocol: str = ""
+
+    @property
+    def is_cost(self) -> bool:
+        """Whether it shows time or memory, which are a machine's as much as a method's."""
+        return any(metric.startswith(("timing/", "memory/")) for metric in self.need.metrics)
+
+    @property
+    def devices(self) -> list[str]:
+        """Where its records were made."""
+        return sorted({device_of(record) for record in self.records})
 
     @property
     def printed_value(self) -> float | None:
@@ -92,7 +99,7 @@ def make(
 def _published(spec: TableSpec, row: Line, column: Line, need: Need) -> published.Published | None:
     reference = row.reference or column.reference
     if reference:
-        if len(need.categories) not in (1, WHOLE.get(need.dataset)):
+        if len(need.categories) not in (1, suites.WHOLE.get(need.dataset)):
             return None  # a printed mean is over all categories; one over objects or textures alone is not printed
         category = need.categories[0] if len(need.categories) == 1 else "mean"
         found = published.other_methods().get((reference, need.dataset, category, need.metrics[0]))

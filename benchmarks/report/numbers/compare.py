@@ -11,7 +11,7 @@ from benchmarks.report.numbers.anything import metric_name
 from benchmarks.report.numbers.cells import Cell
 from benchmarks.report.numbers.pool import Pool, ReportError, check_protocols, why_undefined
 from benchmarks.report.numbers.significance import ALPHA, Pair
-from benchmarks.report.numbers.suites import Line, TableSpec
+from benchmarks.report.numbers.suites import Line, TableSpec, mean_label
 from benchmarks.report.numbers.tables import Table, assemble
 
 DEFAULT = ("image_auroc", "pixel_auroc", "aupro@0.3")
@@ -40,6 +40,36 @@ class Comparison:
     @property
     def name(self) -> str:
         return " ".join(part for part in metric_name(self.metric) if part)
+
+
+def main_presets(found: Pool) -> list[str]:
+    """`method@preset` for each method: the preset with records of most categories, then seeds, then fewest marks.
+
+    Ablations, which stand in one column of a paper, are not what a method is compared by.
+    """
+    best: dict[str, tuple[tuple, str]] = {}
+    for method, preset in sorted({key[:2] for key in found.units}):
+        mine = [seeds for key, seeds in found.units.items() if key[:2] == (method, preset)]
+        marks = {mark for seeds in mine for record in seeds.values() for mark in record.get("marks") or ()}
+        weight = (len(mine), sum(map(len, mine)), -len(marks))
+        if method not in best or weight > best[method][0]:
+            best[method] = (weight, f"{method}@{preset}")
+    return [spec for _, spec in best.values()]
+
+
+def on_common_ground(found: Pool, methods: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Those of the methods that can be compared, and for the others the categories that they lack.
+
+    Of the sets of categories that some method ran, the one counts for which categories times methods is greatest: one
+    method that ran a single category does not empty the comparison of all others.
+    """
+    ran = {m: {key[2:] for key in found.units if f"{key[0]}@{key[1]}" == m} for m in methods}
+    ground = max(
+        ran.values(), key=lambda g: (len(g) * n if (n := sum(g <= other for other in ran.values())) > 1 else 0, len(g)),
+        default=set(),
+    )
+    left = {m: sorted(category for _, category in ground - mine) for m, mine in ran.items() if not ground <= mine}
+    return [m for m in methods if m not in left], left
 
 
 def comparisons(
@@ -85,7 +115,7 @@ def _compare(found: Pool, methods: list[str], metric: str, mixed: bool) -> Compa
         members = tuple(c for d, c in places if d == dataset)
         if len(members) > 1:
             rows.append(Line(
-                f"{dataset}/mean", f"Mean over {len(members)} categories", dataset if several else "",
+                f"{dataset}/mean", mean_label(dataset, len(members)), dataset if several else "",
                 categories=members, dataset=dataset,
             ))
     rows.sort(key=lambda line: line.group)

@@ -1,7 +1,8 @@
-"""The worst scored pictures of a unit, from the per-image scores beside its record."""
+"""How well each picture of a unit is scored, from the per-image scores beside its record."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,3 +42,25 @@ def worst(record: Record) -> list[Miss]:
         misses.append(Miss(str(name), str(kind), int(mine), float(value), float(wrong)))
     # among equals: a good picture with a high score and a defective one with a low score come first
     return sorted(misses, key=lambda m: (-m.wrong, -m.score if m.label == 0 else m.score, m.name))
+
+
+def examples(misses: Sequence[Miss]) -> list[tuple[str, Miss]]:
+    """('worst' | 'median' | 'best', picture) of each kind, good ones first; a kind of one or two pictures has fewer.
+
+    misses: as `worst` gives them. The best good picture has the lowest score, the best defective one the highest.
+    """
+    kinds: dict[tuple[int, str], list[Miss]] = {}
+    for miss in misses:
+        kinds.setdefault((miss.label, miss.kind), []).append(miss)
+    found = []
+    for (label, _), members in sorted(kinds.items()):
+        members.sort(key=lambda m: ((-m.score if label == 0 else m.score), m.name))
+        places = {"worst": 0, "best": len(members) - 1}
+        if len(members) > 2:
+            places["median"] = len(members) // 2
+        seen: set[int] = set()
+        for word in ("worst", "median", "best"):
+            if word in places and places[word] not in seen:
+                seen.add(places[word])
+                found.append((word, members[places[word]]))
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from benchmarks.report.numbers.anything import metric_name
 from benchmarks.report.numbers.cells import MARKS, Cell
 from benchmarks.report.numbers.pool import Pool
 from benchmarks.report.numbers.suites import ANY, Line
@@ -51,7 +52,7 @@ def measured(cells: Sequence[Cell]) -> list[str]:
     if not records:
         return [] if shown or not any(cell.state for cell in cells) else ["Nothing measured yet."]
     metrics = {metric for cell in cells for metric in cell.need.metrics}
-    notes = []
+    notes = costs(cells)
     for name, text in (("aupro", "AUPRO"), ("auspro", "AUsPRO")):
         limits = sorted({m.partition("@")[2].partition("/")[0] for m in metrics if m.startswith(f"{name}@")})
         if limits:
@@ -87,6 +88,29 @@ def measured(cells: Sequence[Cell]) -> list[str]:
     return notes + sorted(remarks)
 
 
+ALONE = (
+    "Times are those of a unit that runs alone: seconds for frozen features, and for fitted members, that it took from "
+    "another unit are added."
+)
+
+
+def costs(cells: Sequence[Cell]) -> list[str]:
+    """How times and memory are to be read; nothing where none are shown."""
+    shown = [cell for cell in cells if cell.is_cost and cell.state == "value"]
+    if not shown:
+        return []
+    devices = sorted({device for cell in shown for device in cell.devices})
+    where = (
+        f"Time and memory on {devices[0]}." if len(devices) == 1 else
+        f"Time and memory are of {len(devices)} devices and must not be compared across them, so none is marked best: "
+        + "; ".join(
+            f"{method} on {', '.join(sorted({d for c in shown if c.need.method == method for d in c.devices}))}"
+            for method in dict.fromkeys(str(c.need.method) for c in shown)
+        ) + "."
+    )
+    return [ALONE, where] if any(m.startswith("timing/") for c in shown for m in c.need.metrics) else [where]
+
+
 def gaps(cells: Sequence[Cell], found: Pool) -> list[str]:
     """Which records are missing, and which units failed and why."""
     holes: dict[tuple[str, str], dict[str, None]] = {}
@@ -110,11 +134,15 @@ def gaps(cells: Sequence[Cell], found: Pool) -> list[str]:
 
 
 def published(pairs: Iterable[tuple[Line, Line, Cell]]) -> list[str]:
-    """What is odd about published figures, by (row, column, cell)."""
-    said = []
+    """What is odd about published figures, by (row, column, cell); cells with one remark stand together."""
+    places: dict[tuple[str, str, str], dict[str, None]] = {}
     for row, column, cell in pairs:
         if cell.printed_marks and cell.printed:
-            note = cell.printed.note or cell.printed.source
+            note = (cell.printed.note or cell.printed.source).replace("MISMATCH: ", "")
             where = f"{row.group}, {row.label}" if row.group else row.label
-            said.append(f"Published, {where}, {column.label}: {note.replace('MISMATCH: ', '')}.")
-    return said
+            metric = " ".join(part for part in metric_name(cell.need.metrics[0]) if part) if cell.need.metrics else ""
+            places.setdefault((metric, where, note), {})[column.label] = None
+    return [
+        f"Published {metric}, {where}, {', '.join(columns)}: {note}." if metric else
+        f"Published, {where}, {', '.join(columns)}: {note}." for (metric, where, note), columns in places.items()
+    ]

@@ -25,16 +25,51 @@ class ReportError(ValueError):
 def cost(record: Record, part: str, name: str) -> Any:
     """A number from `timing` or `memory`; None where the record has none.
 
-    timing/training_s: `fit_s`, and for an ensemble what fitting its members took in the units that lent them to it, so
-    that it costs the same whether it came first or last.
+    Three of `timing` are told as if the unit had run alone, so that they hang neither on what ran before it nor on the
+    order of the methods: seconds of frozen features that it took from another unit are added (`lent_*_s`; None in an
+    older record that saved some and does not say which).
+    For an ensemble, what fitting its members took in the units that lent them to it is added too.
+    timing/training_s: `fit_s`. timing/images_per_s: test pictures by `predict_s`. timing/total_s: the whole unit.
     """
-    if (part, name) != ("timing", "training_s"):
-        return (record.get(part) or {}).get(name)
-    own, log = cost(record, "timing", "fit_s"), record.get("training") or {}
+    numbers = record.get(part) or {}
+    if part != "timing" or name not in ALONE:
+        return numbers.get(name)
+    own, lent = numbers.get({"training_s": "fit_s"}.get(name, name)), lent_seconds(record)
+    if own is None or lent is None:
+        return None
+    if name == "images_per_s":
+        seconds, images = numbers.get("predict_s"), (record.get("images") or {}).get("test")
+        if not lent["predict"]:
+            return own
+        return images / (seconds + lent["predict"]) if seconds and images else None
+    return own + _members(record) + (lent["fit"] if name == "training_s" else sum(lent.values()))
+
+
+ALONE = ("training_s", "images_per_s", "total_s")
+
+
+def lent_seconds(record: Record) -> dict[str, float] | None:
+    """What computing the frozen features that a unit took from another had cost, by phase; None where it is unknown."""
+    features = record.get("features")
+    features = features if isinstance(features, Mapping) else {}
+    lent = {phase: features.get(f"lent_{phase}_s") for phase in ("fit", "predict")}
+    if not all(isinstance(value, int | float) for value in lent.values()):
+        return None if features.get("saved_s") else dict.fromkeys(lent, 0.0)
+    return lent
+
+
+def device_of(record: Record) -> str:
+    """The machine that computed it, in words."""
+    return str((record.get("environment") or {}).get("device", "unknown"))
+
+
+def _members(record: Record) -> float:
+    """What fitting an ensemble's members took in the units that lent them to it."""
+    log = record.get("training") or {}
     how, seconds = log.get("members"), log.get("member_fit_s")
-    if own is None or not isinstance(how, Mapping) or not isinstance(seconds, Mapping):
-        return own
-    return own + sum(seconds[member] for member, state in how.items() if state == "reused")
+    if not isinstance(how, Mapping) or not isinstance(seconds, Mapping):
+        return 0.0
+    return sum(seconds[member] for member, state in how.items() if state == "reused")
 
 
 @dataclass

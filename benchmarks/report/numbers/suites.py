@@ -19,7 +19,17 @@ ANY = "*"
 WHATEVER = "?"
 """As a line's method: one line for each method that has records."""
 
+WHOLE = {"mvtec_ad": 15, "mvtec_loco": 5, "visa": 12, "mvtec_ad_2": 8, "btad": 3, "mpdd": 6, "mvtec_3d": 10}
+"""Categories of public sets: what a mean over all of one goes over."""
+
 FOLDER = Path(__file__).resolve().parents[2] / "suites"
+
+
+def mean_label(dataset: str, count: int) -> str:
+    """'Mean over 3 of 15 categories', or 'Mean over 4 categories' of a set without a known whole."""
+    whole = WHOLE.get(dataset, count)
+    number = f"{count} of {whole}" if count < whole else str(count)
+    return f"Mean over {number} categor{'y' if number == '1' else 'ies'}"
 
 
 class SuiteError(ValueError):
@@ -97,6 +107,7 @@ class Need:
 class Suite:
     """The tables of one paper.
 
+    link: where the paper is found, '' where no address is known.
     quick: preset -> smaller preset for a CPU, both written `method@preset`; None: has no smaller one, left out.
     """
 
@@ -105,6 +116,7 @@ class Suite:
     source: str
     tables: tuple[TableSpec, ...]
     quick: Mapping[str, str | None]
+    link: str = ""
 
     def table(self, name: str) -> TableSpec:
         """The named table; SuiteError names the known ones."""
@@ -189,7 +201,7 @@ def _suite(paper: str, raw: Mapping[str, Any]) -> Suite:
             "notes": tuple(table.get("notes", ())),
         }
         tables.append(TableSpec(paper=paper, name=str(name), **given))
-    return Suite(paper, raw["title"], raw["source"], tuple(tables), raw.get("quick") or {})
+    return Suite(paper, raw["title"], raw["source"], tuple(tables), raw.get("quick") or {}, raw.get("link", ""))
 
 
 def _lines(raw: Sequence[Any], sets: Mapping[str, tuple[str, ...]], methods: bool) -> Iterator[Line]:

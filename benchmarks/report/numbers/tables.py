@@ -203,6 +203,8 @@ def _rank(table: Table) -> None:
     for i, j in pairs:
         groups.setdefault(scope(i, j), []).append(cells[i][j])
     for members in groups.values():
+        if len({device for c in members if c.value is not None and c.is_cost for device in c.devices}) > 1:
+            continue  # time and memory of different machines say nothing of the methods
         sign = -1 if members[0].need.lower else 1
         measured = {id(c): sign * c.value for c in members if c.value is not None}
         printed = {id(c): sign * c.printed.value for c in members if c.printed and c.printed.value is not None}

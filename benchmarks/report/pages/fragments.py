@@ -22,7 +22,12 @@ def table(shown: Table, link: Callable[[Cell], str | None] | None = None) -> str
     )
 
 
-def comparison(made: Sequence[Comparison], cost: Plain) -> str:
+def plain(shown: Plain) -> str:
+    """A table of ready text."""
+    return environment().get_template("comparison.html").render(parts=[], cost=shown)
+
+
+def comparison(made: Sequence[Comparison], cost: Plain | None) -> str:
     """What `text.comparison.markdown` says, as HTML."""
     from markupsafe import Markup
 

@@ -12,7 +12,7 @@ from benchmarks.report.drawings.comparison import plot
 from benchmarks.report.numbers import heat, suites
 from benchmarks.report.numbers.anything import metric_name
 from benchmarks.report.numbers.cells import MARKS, Cell
-from benchmarks.report.numbers.compare import comparisons
+from benchmarks.report.numbers.compare import Comparison, comparisons, main_presets, on_common_ground
 from benchmarks.report.numbers.notes import symbol
 from benchmarks.report.numbers.pool import Pool, ReportError, check_protocols, pool, size_text
 from benchmarks.report.numbers.tables import assemble
@@ -125,19 +125,27 @@ def _heat(dataset: str, found: Pool, pages: Sequence[Page], links: Mapping[int, 
                 "href": links[id(records[0])] if records else None, "marks": "".join(map(symbol, marks)),
             })
         means = [heat.over_categories(table[page.spec], categories) for table in tables]
-        cells.append({"values": means, "href": page.file, "marks": ""})
+        # a mean over fewer categories says so, has no colour and is not sorted among the others
+        cells.append({
+            "values": [mean if n == len(categories) else None for mean, n in means], "href": page.file,
+            "marks": "".join(map(symbol, sorted({m for seeds in mine.values() for r in seeds.values()
+                                                 for m in r.get("marks") or ()}))),
+            "part": ["" if mean is None or n == len(categories) else f"{mean:.1f} ({n} of {len(categories)})"
+                     for mean, n in means],
+        })
         rows.append({"method": page.spec, "href": page.file, "cells": cells})
-    shown = [v for row in rows for cell in row["cells"] if (v := cell["values"][0]) is not None]
-    low, high = (min(shown), max(shown)) if shown else (0.0, 0.0)
     for cell in (cell for row in rows for cell in row["cells"]):
-        first = cell["values"][0]
+        first, parts = cell["values"][0], cell.get("part", [])
         cell |= {
-            "text": "—" if first is None else f"{first:.1f}", "value": "" if first is None else f"{first:.3f}",
-            "all": ";".join("" if v is None else f"{v:.2f}" for v in cell["values"]),
-            "level": "" if first is None else min(9, int(10 * (first - low) / (high - low))) if high > low else 9,
+            "text": f"{first:.1f}" if first is not None else parts[0] if parts and parts[0] else "—",
+            "value": "" if first is None else f"{first:.3f}", "level": "" if first is None else heat.level(first),
+            "all": ";".join("" if v is None else f"{v:.3f}" for v in cell["values"]), "parts": ";".join(parts),
         }
     names = [" ".join(part for part in metric_name(m) if part) for m in metrics]
-    return {"dataset": dataset, "metrics": names, "categories": categories, "rows": rows}
+    return {
+        "dataset": dataset, "metrics": names, "categories": categories, "rows": rows, "steps": heat.STEPS,
+        "mean": suites.mean_label(dataset, len(categories)),
+    }
 
 
 def _units(out: Path, found: Pool, links: Mapping[int, str], context: Mapping[str, Any]) -> None:
@@ -183,26 +191,54 @@ def _suites(found: Pool, links: Mapping[int, str], mixed: bool) -> list[dict[str
                     "html": Markup(fragments.table(table, link)),
                 })
         if made:
-            shown.append({"paper": suite.paper, "title": suite.title, "source": suite.source, "tables": made})
+            shown.append({
+                "paper": suite.paper, "title": suite.title, "source": suite.source, "link": suite.link, "tables": made,
+            })
     return shown
 
 
 def _comparisons(out: Path, found: Pool, mixed: bool) -> list[dict[str, Any]]:
+    """Per dataset: the main presets over what all of them ran, and every other preset for the reader to choose."""
     from markupsafe import Markup
 
     parts = []
     for number, dataset in enumerate(sorted({key[2] for key in found.units})):
-        units = {key: seeds for key, seeds in found.units.items() if key[2] == dataset}
-        methods = sorted({f"{key[0]}@{key[1]}" for key in units})
-        if len(methods) < 2:
+        units = heat.units_of(found, dataset)
+        specs = sorted({f"{key[0]}@{key[1]}" for key in units})
+        if len(specs) < 2:
             continue
         here = Pool(units=units, rivals={key: found.rivals[key] for key in units})
+        methods, left = on_common_ground(here, main_presets(here))
         made = comparisons(here, methods, None, mixed)
         figure = None
         if made and made[0].ranks:
             figure = plot(made[0], out / "images" / f"compare-{number}.png").relative_to(out).as_posix()
         parts.append({
-            "dataset": dataset, "figure": figure,
-            "html": Markup(fragments.comparison(made, cost_table(here, methods))),
+            "dataset": dataset, "figure": figure, "left": left, "choice": _choice(units, specs, made[0]),
+            "details": [
+                {"name": one.name, "html": Markup(fragments.comparison([one], None))} for one in made
+            ],
+            "costs": Markup(fragments.plain(cost_table(here, specs))),
         })
     return parts
+
+
+def _choice(units: Mapping[heat.Key, Mapping[int, Any]], specs: Sequence[str], shown: Comparison) -> dict[str, Any]:
+    """A row for every preset; those of `shown` are ticked. A script does the means and ranks of another choice."""
+    values = heat.table(units, shown.metric)
+    categories = sorted({key[3] for key in units})
+    common = {name.partition("/")[2] for name in shown.categories}
+    rows = []
+    for spec in sorted(specs, key=lambda m: (shown.ranks.get(m, len(specs) + 1), m)):
+        chosen = spec in shown.ranks
+        mean, n = heat.over_categories(values[spec], common if chosen else ())
+        rows.append({
+            "spec": spec, "chosen": chosen, "mean": "" if mean is None or n < len(common) else f"{mean:.2f}",
+            "rank": f"{shown.ranks[spec]:.2f}" if chosen else "",
+            "cells": [
+                {"text": "—" if v is None else f"{v:.1f}", "value": "" if v is None else f"{v:.6g}",
+                 "level": "" if v is None else heat.level(v)}
+                for v in (values[spec].get(category) for category in categories)
+            ],
+        })
+    return {"metric": shown.name, "categories": categories, "rows": rows, "over": len(common)}

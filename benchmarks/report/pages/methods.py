@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report.drawings import charts
-from benchmarks.report.numbers.misses import worst
+from benchmarks.report.numbers.anything import metric_name
+from benchmarks.report.numbers.misses import examples, worst
 from benchmarks.report.numbers.notes import symbol
-from benchmarks.report.numbers.pool import Pool, Record, protocol_of, size_text
-from benchmarks.report.pages.pictures import Pictures, relative
+from benchmarks.report.numbers.pool import Pool, Record, lent_seconds, protocol_of, size_text
+from benchmarks.report.pages.pictures import Pictures
 
 COUNTS = {"train": "train", "validation": "validation", "test_good": "good", "test_anomalous": "defective"}
 MISSES = 4
@@ -79,12 +80,12 @@ def _unit(
     return {
         "number": number, **{k: record["unit"][k] for k in ("dataset", "category", "seed")},
         "marks": "; ".join(f"{symbol(m)} {m}" for m in marks), "notes": [str(n) for n in record.get("notes") or ()],
-        "metrics": ", ".join(f"{k} {v:.4f}" for k, v in record["metrics"].items() if v is not None),
+        "metrics": _metrics(record),
         "undefined": list((record.get("undefined") or {}).items()),
         "misses": [miss.text for miss in misses[:MISSES]],
-        "pictures": pictures.of(record, misses),
+        "pictures": pictures.of(record, examples(misses)),
         "command": command, "finished": _minute(finished), "device": machine["device"],
-        "record": relative(path, out / "methods"), "record_name": Path(path).name if path else "",
+        "record": _place(path, pictures.results),
         "protocol": f"at {size_text(size)}; {rule}; metric version {version}",
         "images": ", ".join(
             f"{images[k]} {name}" for k, name in COUNTS.items() if images.get(k) is not None
@@ -93,11 +94,33 @@ def _unit(
         "cost": ", ".join(
             [f"{k.removesuffix('_s')} {v:.1f} s" for k, v in timing.items() if k.endswith("_s") and k != "images_per_s"
              and isinstance(v, int | float)]
+            + ([f"frozen features taken from another unit: {sum(lent.values()):.1f} s more if alone"]
+               if (lent := lent_seconds(record)) and sum(lent.values()) >= 0.05 else [])
             + [f"{k.removeprefix('peak_').removesuffix('_mb')} {v:.0f} MiB" for k, v in memory.items() if v is not None]
         ),
         "config": _index_of(configs, config), "config_hash": config["hash"],
         "machine": _index_of(machines, machine),
     }
+
+
+def _place(path: str | None, results: Path | None) -> str:
+    """Where a record lies below the results folder; the report may be carried elsewhere, so this is no link."""
+    if not path:
+        return ""
+    below = results is not None and Path(path).is_relative_to(results)
+    return Path(path).relative_to(results).as_posix() if below and results is not None else Path(path).name
+
+
+def _metrics(record: Record) -> list[tuple[str, list[tuple[str, str]]]]:
+    """[(metric, [(part of it, percent)])]: limits and kinds of defects of one metric stand in one row."""
+    rows: dict[str, list[tuple[str, str]]] = {}
+    for key, value in record["metrics"].items():
+        name, part = metric_name(key)
+        head, _, limit = name.partition("@")
+        limit = {"": "", "max": "by the map's maximum"}.get(limit, f"to {limit}")
+        label = ", ".join(filter(None, (limit, part.replace("_", " "))))
+        rows.setdefault(head, []).append((label, "undef." if value is None else f"{100 * value:.2f}"))
+    return list(rows.items())
 
 
 def _charts(record: Record, path: Path) -> str:

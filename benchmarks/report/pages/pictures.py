@@ -1,23 +1,26 @@
-"""Pictures of the worst misses, from maps that a run kept."""
+"""Pictures of the worst, the median and the best case of each kind, from maps that a run kept."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
-from benchmarks.report.drawings.overlays import colour, limits, overlay
+from benchmarks.report.drawings.overlays import OUTLINE, colour, limits, outline, overlay
 from benchmarks.report.numbers.misses import Miss
 from benchmarks.report.numbers.pool import Record
 
 Samples = Callable[[str, str], Mapping[str, tuple[Path, Sequence[Path]]]]
 """(dataset, category) -> {picture name: (picture file, mask files)}."""
 SIDE = 224
-PER_UNIT = 8
+SAMPLES = 1 << 22
+"""Values of all maps of a unit that its colour scale is taken from, at most."""
 
 
 class Pictures:
@@ -28,31 +31,36 @@ class Pictures:
         self.made = 0
         self._known: dict[tuple[str, str], Mapping[str, tuple[Path, Sequence[Path]]]] = {}
 
-    def of(self, record: Record, misses: Sequence[Miss]) -> list[dict[str, str]]:
-        """JPEG files of the worst misses, on one colour scale, as {'src' (from the method's page), 'alt', 'text'}."""
+    def of(self, record: Record, chosen: Sequence[tuple[str, Miss]]) -> dict[str, Any]:
+        """JPEG files of chosen pictures by kind, on one colour scale over the maps of all test pictures.
+
+        {'kinds': [(kind, [{'src' (from the method's page), 'alt', 'text', 'word', 'panels'}])], 'scale': in words};
+        empty where no map was kept.
+        """
         folder = self._folder(record)
-        if folder is None or not misses:
-            return []
-        maps = {}
-        for miss in misses:
-            path = folder / f"{miss.name}.tiff"
-            if len(maps) < PER_UNIT and path.exists():
-                maps[miss] = _read_map(path)
-        if not maps:
-            return []
-        low, high = limits(list(maps.values()))
+        if folder is None:
+            return {}
+        there = [(word, miss, path) for word, miss in chosen if (path := folder / f"{miss.name}.tiff").exists()]
+        if not there:
+            return {}
+        every = sorted(folder.rglob("*.tiff"))
+        low, high = limits([_thinned(path, SAMPLES // len(every)) for path in every])
         known = self._samples(record["unit"]["dataset"], record["unit"]["category"])
         name = hashlib.sha256(str(record.get("path")).encode()).hexdigest()[:12]
-        shown = []
-        for k, (miss, anomaly_map) in enumerate(maps.items()):
+        kinds: dict[str, list[dict[str, Any]]] = {}
+        for k, (word, miss, file) in enumerate(there):
             path = self.out / "images" / name / f"{k:02d}.jpg"
-            parts = _strip(anomaly_map, low, high, known.get(miss.name), path)
-            shown.append({
-                "src": relative(str(path), self.out / "methods") or "", "text": miss.text,
-                "alt": f"{parts} of {miss.name}",
+            panels = _strip(_read_map(file), low, high, known.get(miss.name), path)
+            kinds.setdefault(miss.kind, []).append({
+                "src": relative(str(path), self.out / "methods") or "", "text": miss.text, "word": word,
+                "alt": f"{', '.join(panels)} of {miss.name}", "panels": panels,
             })
             self.made += 1
-        return shown
+        return {
+            "kinds": list(kinds.items()),
+            "scale": f"Colours over the maps of all {len(every)} test pictures: dark up to {low:.4g} (half of all "
+                     f"pixels), brightest from {high:.4g} (the highest 0.1 %). Outlined: the ground truth.",
+        }
 
     def _folder(self, record: Record) -> Path | None:
         """Where `--keep-maps` put the maps of a record: the place of the record, below the maps folder."""
@@ -74,6 +82,15 @@ class Pictures:
         return self._known[dataset, category]
 
 
+def _thinned(path: Path, most: int) -> np.ndarray:
+    """About `most` values of a map, for its unit's colour scale."""
+    import tifffile
+
+    values = tifffile.imread(path)
+    step = max(1, math.ceil(math.sqrt(values.size / max(1, most))))
+    return values[::step, ::step]
+
+
 def _read_map(path: Path) -> np.ndarray:
     """float32 [h, w] no larger than what is shown."""
     import tifffile
@@ -86,21 +103,23 @@ def _read_map(path: Path) -> np.ndarray:
 
 def _strip(
     anomaly_map: np.ndarray, low: float, high: float, sample: tuple[Path, Sequence[Path]] | None, path: Path
-) -> str:
-    """Write input | ground truth | overlay, or the map alone; returns what is shown in words."""
+) -> list[str]:
+    """Write input | ground truth | overlay with the mask's outline, or the map alone; the panels' names."""
     from PIL import Image
 
     picture = _picture(sample[0]) if sample else None
-    if picture is None:
-        tiles, words = [colour(anomaly_map, low, high)], "anomaly map"
+    if picture is None or sample is None:
+        tiles, names = [colour(anomaly_map, low, high)], ["anomaly map"]
     else:
-        truth = np.zeros(picture.shape[:2], np.uint8)
+        truth = np.zeros(picture.shape[:2], bool)
         for file in sample[1]:
             with Image.open(file) as mask:
                 part = mask.convert("I").resize((picture.shape[1], picture.shape[0]), Image.Resampling.NEAREST)
-            truth[np.asarray(part) > 0] = 255
-        tiles = [picture, np.repeat(truth[..., None], 3, axis=2), overlay(picture, anomaly_map, low, high)]
-        words = "input, ground truth and anomaly map"
+            truth |= np.asarray(part) > 0
+        shown = overlay(picture, anomaly_map, low, high)
+        shown[outline(truth)] = OUTLINE
+        tiles = [picture, np.repeat(truth[..., None].astype(np.uint8) * 255, 3, axis=2), shown]
+        names = ["input", "ground truth", "anomaly map"]
     path.parent.mkdir(parents=True, exist_ok=True)
     scaled = [Image.fromarray(tile) for tile in tiles]
     height = min(SIDE, scaled[0].height) if picture is None else scaled[0].height
@@ -108,8 +127,8 @@ def _strip(
     strip = Image.new("RGB", (len(scaled) * width + 4 * (len(scaled) - 1), height), "white")
     for k, tile in enumerate(scaled):
         strip.paste(tile.resize((width, height)), (k * (width + 4), 0))
-    strip.save(path, quality=82)
-    return words
+    strip.save(path, quality=85)
+    return names
 
 
 def _picture(path: Path) -> np.ndarray | None:

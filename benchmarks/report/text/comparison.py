@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.report.numbers.compare import Comparison
-from benchmarks.report.numbers.pool import Pool, cost
+from benchmarks.report.numbers.pool import Pool, cost, device_of
 from benchmarks.report.text import markdown as tables
 from benchmarks.report.text.grid import number
 
@@ -36,15 +36,15 @@ def cost_table(found: Pool, methods: Sequence[str]) -> Plain:
         for key, seeds in found.units.items():
             if f"{key[0]}@{key[1]}" == method:
                 for record in seeds.values():
-                    device = str((record.get("environment") or {}).get("device", "unknown"))
-                    by_device.setdefault(device, []).append(record)
+                    by_device.setdefault(device_of(record), []).append(record)
         for device, records in sorted(by_device.items()):
             shown = []
             for part, name, _, digits in COSTS:
                 values = [v for r in records if isinstance(v := cost(r, part, name), int | float)]
                 shown.append(number(_median(values), digits) if values else "—")
             rows.append((method, device, str(len(records)), *shown))
-    return Plain("Time and memory, medians over units", ("method", "device", "units", *(c[2] for c in COSTS)), rows)
+    title = "Time and memory, medians over units; as if each unit had run alone"
+    return Plain(title, ("method", "device", "units", *(c[2] for c in COSTS)), rows)
 
 
 def _median(values: Sequence[float]) -> float:

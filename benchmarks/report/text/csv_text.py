@@ -1,4 +1,4 @@
-"""Tables as CSV, unrounded: one line per figure, or the printed shape."""
+"""Tables as CSV, unrounded: one line per figure, or the printed shape. Records likewise: one line per metric."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
+from benchmarks.report.numbers.pool import Pool, cost, device_of
 from benchmarks.report.numbers.tables import Table
 from benchmarks.report.text.grid import grid
 
@@ -40,6 +41,37 @@ def long(tables: Sequence[Table]) -> str:
                         need.method, *place, cell.present, cell.of, cell.rank or "", " ".join(cell.marks),
                         cell.protocol, cell.reason,
                     ])
+    return out.getvalue()
+
+
+TIDY = (
+    "method", "preset", "dataset", "category", "seed", "metric", "value", "undefined", "marks", "metric_version",
+    "metric_size", "image_score", "training_s", "images_per_s", "total_s", "peak_host_mb", "peak_device_mb", "device",
+    "weights", "config_hash", "dataset_fingerprint", "git_commit", "finished",
+)
+
+
+def tidy(found: Pool) -> str:
+    """One line for each metric of each unit, as fractions, for pandas, R or a spreadsheet; costs as `cost` has them."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(TIDY)
+    for key in sorted(found.units):
+        for _, record in sorted(found.units[key].items()):
+            unit, environment = record["unit"], record.get("environment") or {}
+            protocol, undefined = record["protocol"], record.get("undefined") or {}
+            about = [
+                " ".join(record.get("marks") or ()), *(protocol.get(k) for k in TIDY[9:12]),
+                *(_raw(cost(record, "timing", k)) for k in TIDY[12:15]),
+                *(_raw(cost(record, "memory", k)) for k in TIDY[15:17]), device_of(record),
+                " ".join(sorted(record.get("weights") or ())), record.get("config_hash"),
+                record.get("dataset_fingerprint"), environment.get("git_commit"), environment.get("finished"),
+            ]
+            for metric, value in record["metrics"].items():
+                writer.writerow([
+                    *(unit[k] for k in TIDY[:5]), metric, "" if value is None else repr(value),
+                    undefined.get(metric, ""), *about,
+                ])
     return out.getvalue()
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 
 from benchmarks.report.numbers.cells import Cell
 from benchmarks.report.numbers.notes import symbol
+from benchmarks.report.numbers.published import Published
 from benchmarks.report.numbers.tables import Table
 
 KINDS = {"published": "published", "measured": "measured", "difference": "Δ"}
@@ -83,7 +85,7 @@ def text_of(cell: Cell, kind: str, alone: bool) -> Text:
         if cell.printed is None:
             return Text()
         return Text(
-            cell.printed.text or "—", "".join(map(symbol, cell.printed_marks)), cell.printed_rank,
+            _printed(cell.printed, need.digits) or "—", "".join(map(symbol, cell.printed_marks)), cell.printed_rank,
             italic=kind != "published", value=cell.printed_value, cell=cell, kind="published",
         )
     if cell.state != "value" or cell.value is None:
@@ -95,6 +97,13 @@ def text_of(cell: Cell, kind: str, alone: bool) -> Text:
         text += f" ({cell.present} of {cell.of})"
     marks = "".join(map(symbol, cell.marks)) + (f"[{cell.protocol}]" if cell.protocol else "")
     return Text(text, marks, cell.rank, value=cell.value, cell=cell, kind="measured")
+
+
+def _printed(shown: Published, digits: int) -> str:
+    """A paper's printed digits; another source's figure rounded where it has more than the table (CSV keeps all)."""
+    if shown.value is None or shown.trust == "paper" or shown.digits <= digits:
+        return shown.text
+    return f"{shown.value.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP):f}"
 
 
 def number(value: float, digits: int, sign: bool = False) -> str:

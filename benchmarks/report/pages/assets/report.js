@@ -26,6 +26,7 @@ function sort(table, column, down) {
     return missing || (down ? -1 : 1) * compare(a.key, b.key) || a.index - b.index;
   });
   for (const { row } of rows) { row.classList.remove("start"); body.append(row); }
+  for (const again of table.querySelectorAll(".again")) again.classList.remove("again");
 }
 
 for (const table of document.querySelectorAll("table.sortable")) {
@@ -67,17 +68,40 @@ for (const input of document.querySelectorAll("input.filter")) {
 for (const section of document.querySelectorAll("section.heat")) {
   const select = section.querySelector("select.metric");
   const cells = section.querySelectorAll("td[data-all]");
+  const steps = section.dataset.steps.split(";").map(Number);
   select.addEventListener("change", () => {
-    const values = Array.from(cells, (cell) => parseFloat(cell.dataset.all.split(";")[select.value]));
-    const found = values.filter((value) => !Number.isNaN(value));
-    const low = Math.min(...found), high = Math.max(...found);
-    cells.forEach((cell, i) => {
-      const missing = Number.isNaN(values[i]);
-      const level = missing ? "" : high > low ? Math.min(9, Math.floor((10 * (values[i] - low)) / (high - low))) : 9;
-      cell.className = missing ? "" : `h${level}`;
-      cell.dataset.value = missing ? "" : values[i];
-      (cell.querySelector("a") || cell.firstChild || cell).textContent = missing ? "—" : values[i].toFixed(1);
-    });
+    for (const cell of cells) {
+      const value = parseFloat(cell.dataset.all.split(";")[select.value]);
+      const part = (cell.dataset.parts || "").split(";")[select.value];
+      const missing = Number.isNaN(value);
+      cell.className = missing ? "" : `h${steps.filter((step) => step <= value).length}`;
+      cell.dataset.value = missing ? "" : value;
+      (cell.querySelector("a") || cell.firstChild || cell).textContent = missing ? part || "—" : value.toFixed(1);
+    }
     section.querySelector(".shown").textContent = select.selectedOptions[0].textContent;
+  });
+}
+
+for (const section of document.querySelectorAll("section.choice")) {
+  const rows = Array.from(section.querySelectorAll("table.heat tbody tr")).slice();
+  const values = (row) => Array.from(row.querySelectorAll("td[data-value]"), (cell) => parseFloat(cell.dataset.value));
+  section.addEventListener("change", () => {
+    const chosen = rows.filter((row) => row.querySelector("input").checked);
+    const figures = chosen.map(values);
+    const columns = figures.length ? figures[0].map((_, j) => j).filter((j) => figures.every((f) => !Number.isNaN(f[j]))) : [];
+    for (const row of rows) for (const name of ["mean", "rank"]) row.querySelector(`td.${name}`).textContent = "—";
+    const average = (list) => list.reduce((a, b) => a + b, 0) / list.length;
+    chosen.forEach((row, i) => {
+      if (!columns.length) return;
+      row.querySelector("td.mean").textContent = average(columns.map((j) => figures[i][j])).toFixed(2);
+      if (chosen.length < 2) return;
+      const ranks = columns.map((j) => {
+        const better = figures.filter((f) => f[j] > figures[i][j]).length;
+        const equal = figures.filter((f) => f[j] === figures[i][j]).length;
+        return better + (equal + 1) / 2; // equal values share the mean of their ranks
+      });
+      row.querySelector("td.rank").textContent = average(ranks).toFixed(2);
+    });
+    section.querySelector(".over").textContent = columns.length;
   });
 }
