@@ -3,25 +3,25 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from benchmarks.commands import common, data, gate, running, views
+from benchmarks.commands import common, data, gate, running, show, views
 
 COMMANDS = (
-    data.add_list, running.add_run, running.add_reproduce, views.add_table, views.add_compare, gate.add_check,
-    gate.add_baseline, views.add_report, views.add_figure, data.add_download, data.add_prepare,
-    running.add_demo,
+    data.add_list, show.add_show, running.add_run, running.add_reproduce, views.add_table, views.add_compare,
+    gate.add_check, gate.add_baseline, views.add_report, views.add_figure, views.add_export,
+    data.add_download, data.add_prepare, running.add_demo,
 )
 """In the order in which --help shows them."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> common.Parser:
     """The whole command line."""
-    top = argparse.ArgumentParser(
+    top = common.Parser(
         prog="run_benchmark.py",
         description="Measure industrial visual anomaly detection methods and print the papers' tables beside them.",
     )
+    top.add_argument("--version", action=common.Version)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in COMMANDS:
         add(commands)

@@ -183,7 +183,7 @@ def weights_needed(jobs: Iterable[Job]) -> list[tuple[str, str]]:
     """(tag, where its weights are or what to do) for the pretrained networks that the jobs' settings name."""
     rows = {}
     for job in jobs:
-        for tag in _tags(job.unit.method, job.config):
+        for tag in pretrained(job.unit.method, job.config):
             if job.weights == "none":
                 rows[tag] = "not loaded: --weights none"
             elif job.weights == "auto":
@@ -193,7 +193,7 @@ def weights_needed(jobs: Iterable[Job]) -> list[tuple[str, str]]:
     return sorted(rows.items())
 
 
-def _tags(method: str, config: Config) -> set[str]:
+def pretrained(method: str, config: Config) -> set[str]:
     """Tags of pretrained weights that a config names, those of an ensemble's members included."""
     tags = {getattr(config, field, "") for field in ("backbone", "encoder")}
     tags = {tag for tag in tags if isinstance(tag, str) and re.fullmatch(r"\w+\.\w+", tag)}
@@ -202,7 +202,7 @@ def _tags(method: str, config: Config) -> set[str]:
         from models.ensembles.members import parse_members
 
         for spec, _, member in parse_members(members, method):
-            tags |= _tags(spec.partition("@")[0], member)
+            tags |= pretrained(spec.partition("@")[0], member)
     return tags
 
 
@@ -223,7 +223,7 @@ def _without_weights(jobs: Iterable[Job]) -> dict[str, str]:
     out = {}
     for job in jobs:
         if job.weights not in ("auto", "none") and job.unit.spec not in out:
-            why = [text for tag in sorted(_tags(job.unit.method, job.config)) if (text := _lacking(job, tag))]
+            why = [text for tag in sorted(pretrained(job.unit.method, job.config)) if (text := _lacking(job, tag))]
             if why:
                 out[job.unit.spec] = "\n  ".join(why)
     return out

@@ -30,7 +30,7 @@ def preview(plan: Plan, store: Store, weights: Iterable[tuple[str, str]]) -> str
         tabulate(_methods(plan.jobs, missing, store), headers=["method", "units", "to run", "estimated time"]),
         tabulate(list(weights), headers=["weights", "found"]),
         "\n".join(_found(plan)),
-        f"{len(plan.jobs)} units, {len(missing)} of them to run; nothing was run",
+        f"{len(plan.jobs)} unit{'s' * (len(plan.jobs) != 1)}, {len(missing)} of them to run; nothing was run",
     ]
     return "\n\n".join(part for part in parts if part)
 

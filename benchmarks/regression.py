@@ -73,7 +73,8 @@ def make_baseline(records: Sequence[Mapping[str, Any]], command: str) -> dict[st
         name = f"{identity[0]}@{identity[1]} {identity[2]}/{identity[3]}"
         if len(group) < MIN_SEEDS:
             raise UsageError(
-                f"{name} has records of {len(group)} seeds; a band needs {MIN_SEEDS}: run it with --seeds 0 1 2"
+                f"{name} has records of {len(group)} seed{'s' * (len(group) != 1)}; a band needs {MIN_SEEDS}: run it "
+                "with --seeds 0 1 2"
             )
         for key in ("config_hash", "dataset_fingerprint"):
             if len({r[key] for r in group}) > 1:

@@ -10,5 +10,7 @@ python=${PYTHON:-python3}
 if [ -z "${DATA_ROOT:-}" ]; then
   exec "$python" run_benchmark.py demo "$@"
 fi
-"$python" run_benchmark.py reproduce --paper all --data-root "$DATA_ROOT" --weights "${WEIGHTS:-auto}" "$@"
+"$python" run_benchmark.py reproduce --paper all --data-root "$DATA_ROOT" --weights "${WEIGHTS:-auto}" "$@" || code=$?
+[ "${code:=0}" -le 1 ] || exit "$code"  # 1: some units or data are missing; the report shows what is there
 "$python" run_benchmark.py report
+exit "$code"

@@ -49,9 +49,9 @@ class Shared:
         unit = job.unit
         key = (unit.dataset, unit.category, job.fingerprint, job.weights, job.weights_for, job.device)
         if key != self.key:
-            from models.features import FeatureCache
+            from benchmarks.lending import Lending
 
-            self.key, self.features, self.members = key, FeatureCache(), {}
+            self.key, self.features, self.members = key, Lending(), {}
         if unit.seed != self.seed:
             self.seed, self.members = unit.seed, {}
         self.features.begin()
@@ -217,9 +217,9 @@ def _run(
             },
         )
         detector = registry.method_class(job.unit.method)(job.config, context)
-    watch = Watch(detector, lambda: score_test(
+    watch = Watch(detector, lambda: shared.features.apart(lambda: score_test(
         detector, category, pictures["test"], job.protocol.metric_size, lambda done, total: None,
-    ).metrics, job.watch) if job.watch else None
+    ).metrics), job.watch) if job.watch else None
 
     def progress(done: int, total: int, /, **values: float) -> None:
         report("fit", done, total, values)
@@ -234,12 +234,14 @@ def _run(
                 Timed(pictures["validation"], reading) if len(pictures["validation"]) else None,
                 progress,
             )
+        lent = {"fit": shared.features.turn()}
         with phase("predict"):
             scored = score_test(
                 detector, category, pictures["test"], job.protocol.metric_size,
                 lambda done, total: report("predict", done, total, {}),
                 maps_dir=maps_dir(job) if job.keep_maps else None,
             )
+    lent["predict"] = shared.features.turn()
     seconds["predict"], seconds["metrics"] = scored.predict_s, scored.metrics_s
     seconds["fit_read"], seconds["test_read"] = reading[0], scored.read_s  # the former is a part of fit
     if watch is not None:  # the look at the test pictures is no part of training
@@ -272,7 +274,7 @@ def _run(
     record["notes"] = [
         *category.notes, *found, *warnings, *told, *scored.notes, *remarks, *unasked, *(watch.notes() if watch else ()),
     ]
-    record["features"] = _features(shared.features.stats)
+    record["features"] = _features(shared.features.stats, lent)
     if job.config.precision != "float32":
         record["protocol"]["precision"] = job.config.precision
         record["protocol"]["precision_effect"] = scored.precision_effect
@@ -284,11 +286,16 @@ def _run(
     return record, {**scored.per_image, **scored.curves, **series}
 
 
-def _features(stats: Mapping[str, float]) -> dict[str, float]:
-    """Pictures that went through a frozen backbone, and those whose features an earlier unit had taken already."""
+def _features(stats: Mapping[str, float], lent: Mapping[str, float]) -> dict[str, float]:
+    """Pictures that went through a frozen backbone, and those whose features were there already.
+
+    saved_s: seconds for all of the latter. lent_fit_s, lent_predict_s: for those that this unit would have computed
+    in a phase had it run alone; they count as its cost (`report.numbers.pool.cost`).
+    """
     return {
         "computed": int(stats["computed"]), "reused": int(stats["reused"]), "not_kept": int(stats["full"]),
         "compute_s": round(stats["compute_s"], 4), "saved_s": round(stats["saved_s"], 4),
+        **{f"lent_{phase}_s": round(value, 4) for phase, value in lent.items()},
     }
 
 

@@ -27,6 +27,7 @@ from datasets.base import DatasetError
 from datasets.catalog import OFFICIAL
 from datasets.layouts import folders, is_category
 from datasets.public import found_in
+from datasets.sources import near
 
 CHUNK = 1 << 20
 TIMEOUT_S = 30.0
@@ -105,7 +106,9 @@ def download(
             f"{Path(data_root) / dataset}, so that `run_benchmark.py list datasets` finds it"
         )
     if dataset not in ARCHIVES:
-        raise DatasetError(f"{dataset!r} cannot be downloaded; known: {', '.join(ARCHIVES)}")
+        raise DatasetError(
+            f"{dataset!r} cannot be downloaded{near(dataset, ARCHIVES)}; known: {', '.join(ARCHIVES)}"
+        )
     official = ARCHIVES[dataset]
     url, sha256 = url or official.url, (sha256 or official.sha256).lower()
     if not url.startswith(("http://", "https://")):

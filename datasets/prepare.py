@@ -187,7 +187,7 @@ def _sorted_folders(source: Path, remarks: list[str]) -> list[Picture]:
                            "masks for image-level figures only")
     unclaimed = [p for paths in masks.values() for p in paths if p not in claimed]
     if unclaimed:
-        remarks.append(f"{len(unclaimed)} masks of no picture were left out, first {unclaimed[0]}")
+        remarks.append(f"masks of no picture, left out: {len(unclaimed)}, first {unclaimed[0]}")
     if bare:
         remarks.append("no masks: image-level figures only")
     return out
@@ -244,9 +244,9 @@ def _annotated(source: Path, annotations: Path, unannotated: str, remarks: list[
                         "good, or --unannotated leave")
     elif rest and unannotated == "good":
         out += [Picture(p, "good") for p in rest]
-        remarks.append(f"{len(rest)} pictures that the annotations do not list were taken as good")
+        remarks.append(f"pictures that the annotations do not list, taken as good: {len(rest)}")
     elif rest:
-        remarks.append(f"{len(rest)} pictures that the annotations do not list were left out, first {rest[0].name}")
+        remarks.append(f"pictures that the annotations do not list, left out: {len(rest)}, first {rest[0].name}")
     raise_problems(problems)
     if boxes:
         remarks.append(f"{boxes} boxes were filled: pixel figures then measure boxes, not defects")

@@ -29,7 +29,7 @@ class Source(NamedTuple):
 
 def near(word: str, known: Iterable[str]) -> str:
     """', did you mean ...?' for the closest known words, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=3, cutoff=0.5)
     return f", did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
 
 
@@ -95,12 +95,12 @@ def _from_yaml(path: Path) -> Source:
         raise DatasetError(f"{path}: no such file; it should name a dataset: name, root, categories") from None
     except Exception as error:  # besides YAMLError, odd scalars raise ValueError, KeyError, IndexError and others
         raise DatasetError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(raw, dict) or not isinstance(raw.get("name"), str) or not isinstance(raw.get("root"), str):
-        raise DatasetError(f"{path}: needs the texts `name:` and `root:`")
-    unknown = sorted(str(k) for k in set(raw) - YAML_KEYS)
+    unknown = sorted(str(k) for k in set(raw) - YAML_KEYS) if isinstance(raw, dict) else []
     if unknown:
         hint = near(unknown[0], YAML_KEYS)
         raise DatasetError(f"{path}: unknown key {unknown[0]!r}{hint}; keys: {', '.join(sorted(YAML_KEYS))}")
+    if not isinstance(raw, dict) or not isinstance(raw.get("name"), str) or not isinstance(raw.get("root"), str):
+        raise DatasetError(f"{path}: needs the texts `name:` and `root:`")
     name, root = raw["name"], Path(raw["root"])
     if name in OFFICIAL or not name or name != Path(name).name or name in (".", ".."):
         raise DatasetError(f"{path}: name {name!r} is taken or no plain word; give your dataset a name of its own")

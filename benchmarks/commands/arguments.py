@@ -74,8 +74,12 @@ def options(args: argparse.Namespace) -> Options:
         raise UsageError(f"--watch-test {args.watch_test}: give 0 to 200")
     if args.limit and args.limit < 2:
         raise UsageError(f"--limit {args.limit}: give 2 or more, for a good and an anomalous test picture")
+    if not args.time_limit >= 0:
+        raise UsageError(f"--time-limit {args.time_limit:g}: give seconds from 0 (no limit) on")
     if args.workers < 1:
         raise UsageError(f"--workers {args.workers}: give 1 or more")
+    if args.results.exists() and not args.results.is_dir():
+        raise UsageError(f"--results {args.results}: is a file; name a folder")
     return Options(
         data_root=args.data_root, results=args.results, weights=args.weights, weights_for=weights_for,
         device=args.device, repeatable=args.repeatable, textures=args.textures, metric_size=args.metric_size,

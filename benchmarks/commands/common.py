@@ -3,18 +3,75 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import re
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 DEMO_DATASETS = ("demo", "demo_loco")
 DEMO_FOLDER = "demo_data"
 """Where the command `demo` draws them, below --results."""
 
+class Version(argparse.Action):
+    """Print the versions that a report of a fault needs, and end."""
+
+    def __init__(self, option_strings: list[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="versions of the program, the metrics and the libraries")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """Look them up only when asked."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        from benchmarks.metrics import VERSION
+        from benchmarks.provenance import git_commit
+
+        print(f"anomaly-benchmarks {git_commit() or 'without git'}, metric version {VERSION}")
+        print(f"Python {sys.version.split()[0]}")
+        for name in ("torch", "torchvision", "anomalib", "timm", "numpy"):
+            try:
+                print(f"{name} {version(name)}")
+            except PackageNotFoundError:
+                print(f"{name} is not installed")
+        parser.exit(0)
+
+
 Run = Callable[[argparse.Namespace], int]
 """What a command does; returns the exit code."""
+
+PACKAGES = {"yaml": "PyYAML", "PIL": "pillow", "sklearn": "scikit-learn", "skimage": "scikit-image"}
+"""Import name -> name in requirements.txt, where they differ."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong use ends in one line with the nearest right word, not in the whole list of arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print `error: ...` and exit with 2."""
+        from datasets.sources import near
+
+        options = self.options()
+        if found := re.fullmatch(r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message):
+            known = re.findall(r"'([^']*)'", found[3])
+            what = "command" if found[1] == "COMMAND" else found[1]
+            message = f"{what} {found[2]!r} is unknown{near(found[2], known)}; there are {', '.join(known)}"
+        elif found := re.fullmatch(r"unrecognized arguments: (.+)", message):
+            word = found[1].split()[0]
+            message = f"unknown argument {word!r}{near(word.partition('=')[0], options)}"
+        say(f"error: {message} (`{self.prog} --help` shows all)")
+        raise SystemExit(2)
+
+    def options(self) -> list[str]:
+        """The flags of this command, or of all commands."""
+        below = [
+            parser for action in self._actions if isinstance(action, argparse._SubParsersAction)
+            for parser in action.choices.values()
+        ]
+        own = {flag for parser in (self, *below) for flag in parser._option_string_actions}
+        return sorted(flag for flag in own if flag.startswith("--"))
 
 
 @cache
@@ -39,6 +96,20 @@ def add(
 
 def execute(args: argparse.Namespace) -> int:
     """Run a parsed command; wrong use ends in one line and exit code 2, never in a traceback."""
+    if not sys.warnoptions:  # `python -W` shows them; a user can do nothing about what libraries plan
+        warnings.simplefilter("ignore", FutureWarning)
+    try:
+        return _execute(args)
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package in ("benchmarks", "datasets", "models"):
+            raise  # our own mistake
+        say(f"error: the package {PACKAGES.get(package, package)} is not installed here; `{Path(sys.executable).name} "
+            "-m pip install -r requirements.txt` installs what is needed")
+        return 2
+
+
+def _execute(args: argparse.Namespace) -> int:
     from benchmarks.errors import UsageError
     from benchmarks.report.numbers.pool import ReportError
     from benchmarks.report.numbers.suites import SuiteError
@@ -53,18 +124,43 @@ def execute(args: argparse.Namespace) -> int:
         return 2
     except StoreError as error:
         say(f"error: {error}")
-        return 1
+        return 2 if isinstance(error.__cause__, FileExistsError | NotADirectoryError | IsADirectoryError) else 1
     except KeyboardInterrupt:
         say("stopped; finished units are stored, the same command goes on from here")
         return 130
     except BrokenPipeError:  # the reader of our output left, as in `... | head`
         sys.stderr.close()
         return 0
+    except OSError as error:  # a place that the command names and that cannot be read or written
+        if error.filename is None:
+            raise
+        say(f"error: {error.filename}: {error.strerror}")
+        return 1 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else 2
 
 
 def say(text: str) -> None:
     """A line about the work, beside its results."""
     print(text, file=sys.stderr)
+
+
+def count(number: int, noun: str) -> str:
+    """'1 unit', '2 units'."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def together(reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """One line for each reason, with all that it holds for: missing weights are told once, not once per unit."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in reasons:
+        by_reason.setdefault(why, []).append(name)
+    return [
+        f"{names[0] if len(names) == 1 else f'{len(names)} ({_few(names)})'}: {why}"
+        for why, names in by_reason.items()
+    ]
+
+
+def _few(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def stored(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -6,18 +6,18 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands.common import add
+from benchmarks.commands.common import add, stored
 
 
 def add_list(commands: Any) -> None:
-    """`list methods|datasets|tables`."""
+    """`list methods|datasets|tables|papers`."""
     parser = add(commands, "list", show, "what is registered")
-    parser.add_argument("what", choices=("methods", "datasets", "tables"))
+    parser.add_argument("what", choices=("methods", "datasets", "tables", "papers"))
 
 
 def show(args: argparse.Namespace) -> int:
     """Print what is registered."""
-    {"methods": _methods, "datasets": _datasets, "tables": _tables}[args.what](args)
+    {"methods": _methods, "datasets": _datasets, "tables": _tables, "papers": _papers}[args.what](args)
     return 0
 
 
@@ -58,6 +58,33 @@ def _tables(args: argparse.Namespace) -> None:
 
     rows = [[f"{s.paper}/{t.name}", t.title] for s in suites.all() for t in s.tables]
     print(tabulate(rows, headers=["table", "content"]))
+
+
+def _papers(args: argparse.Namespace) -> None:
+    """Each paper, and how much of its tables the records under --results fill."""
+    from tabulate import tabulate
+
+    from benchmarks.report.numbers import suites
+    from benchmarks.report.numbers.tables import suite_tables
+
+    records, rows = stored(args), []
+    for suite in suites.all():
+        cells = [
+            cell for table in suite_tables(suite.paper, records)
+            for row, line in zip(table.rows, table.cells, strict=True)
+            for column, cell in zip(table.columns, line, strict=True) if not (row.partial or column.partial)
+        ]
+        asked = [cell for cell in cells if cell.state and cell.need.unit != "count"]
+        have = [cell for cell in asked if cell.state == "value"]
+        rows.append([
+            suite.paper, suite.source, suite.link or "-", len(suite.tables),
+            sum(cell.printed_value is not None for cell in cells), len(asked), len(have),
+            sum(not cell.marks for cell in have),
+        ])
+    print(tabulate(rows, maxcolwidths=[None, 44, None, None, None, None, None, None], headers=[
+        "paper", "source", "link", "tables", "published\nfigures", "figures\nto measure", "measured\nhere",
+        "of these\nwithout a mark",
+    ]))
 
 
 def add_download(commands: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.commands import arguments
-from benchmarks.commands.common import DEMO_DATASETS, DEMO_FOLDER, add, samples, say
+from benchmarks.commands.common import DEMO_DATASETS, DEMO_FOLDER, add, count, samples, say, together
 
 if TYPE_CHECKING:
     from benchmarks.plan import Plan
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         return int(bool(plan.unreadable))
     code, records = _launch(args, plan)
     if records:
-        print(views.overview(records, absent=plan.absent))
+        print(views.overview(records, absent=plan.absent, form="screen"))
     return code
 
 
@@ -68,14 +68,18 @@ def add_reproduce(commands: Any) -> None:
 def reproduce(args: argparse.Namespace) -> int:
     """The units behind the tables, then the tables, and with --keep-maps figures too."""
     from benchmarks import reproduce as tables
+    from benchmarks.errors import UsageError
     from benchmarks.report import views
     from benchmarks.store import Store
+    from datasets.catalog import OFFICIAL
 
     papers, options = tables.papers(args.paper), arguments.options(args)
     plan, said = tables.make_plan(
         papers, args.table, options, arguments.seeds(args), quick=args.quick, methods=args.methods,
         categories=args.categories,
     )
+    if said and not args.no_run and not (plan.jobs or plan.unreadable):
+        raise UsageError("nothing to run: " + "; ".join(said))
     for line in said:
         say(line)
     code, store = 0, Store(args.results)
@@ -90,9 +94,14 @@ def reproduce(args: argparse.Namespace) -> int:
     quick = args.quick or None
     for paper in papers:
         written = views.write_suite(paper, records, folder, only=args.table, quick=quick)
-        say(f"{paper}: {len(written)} files in {folder / paper}")
+        say(f"{paper}: {count(len(written), 'file')} in {folder / paper}")
         if len(papers) == 1 and not args.no_run:
-            print(views.suite_text(paper, records, only=args.table, quick=quick))
+            print(views.suite_text(paper, records, only=args.table, quick=quick, form="screen"))
+    missing = {dataset: names for dataset, names in plan.absent.items() if names and dataset in OFFICIAL}
+    if missing and not args.no_run:
+        say("incomplete: " + "; ".join(f"{d} lacks {', '.join(names)}" for d, names in missing.items())
+            + "; cells that need them are empty (--categories asks for a part on purpose)")
+        code = code or 1
     if args.keep_maps:
         _draw(args, [record for job in plan.jobs if (record := store.load(job)) is not None])
     return code
@@ -105,7 +114,7 @@ def _list_units(plan: Plan, store: Store, device: str) -> None:
     open_ones = {id(job) for job in missing}
     for job in plan.jobs:
         print(f"{'to run  ' if id(job) in open_ones else 'finished'} {job.unit}")
-    say(f"{len(plan.jobs)} units, {len(missing)} of them to run; nothing was run")
+    say(f"{count(len(plan.jobs), 'unit')}, {len(missing)} of them to run; nothing was run")
     if missing:
         say(Times(store, device).line(missing))
 
@@ -119,7 +128,7 @@ def _draw(args: argparse.Namespace, records: Sequence[dict[str, Any]]) -> None:
     made = [
         *drawn.draw(["loss"], records, out), *kept.overlays(records, out, args.results, samples(args))
     ] if records else []
-    say(f"{len(made)} figures in {out}")
+    say(f"{count(len(made), 'figure')} in {out}")
 
 
 def add_demo(commands: Any) -> None:
@@ -132,25 +141,38 @@ def demo(args: argparse.Namespace) -> int:
     """Embedded data through every method that has a `demo` preset, and through methods without presets (new ones)."""
     from dataclasses import replace
 
+    from benchmarks import reproduce as tables
     from benchmarks.plan import make_plan
     from benchmarks.report import views
+    from benchmarks.store import Store
     from datasets import demo as embedded
     from models import registry
 
     root = args.results / DEMO_FOLDER
     embedded.make(root)
-    methods = args.methods or [
+    methods = list(map(_demo_preset, args.methods)) or [
         f"{e.name}@{preset}" for e in registry.entries().values()
         for preset in e.presets if preset == DEMO_PRESET or e.presets == ("default",)
     ]
     options = replace(arguments.options(args), data_root=root)
     if args.weights == "auto":
         options = replace(options, weights="none")  # the demo needs no network
-    code, records = _launch(args, make_plan(methods, DEMO_DATASETS, options, seeds=arguments.seeds(args)))
+    plan = make_plan(methods, DEMO_DATASETS, options, seeds=arguments.seeds(args))
+    code, _ = _launch(args, plan)
+    # with --methods the tables keep what other methods gave before
+    records = tables.records(Store(args.results), plan, options)
     written = views.write_suite("demo", records, args.results / "tables")
-    print(views.suite_text("demo", records))
+    print(views.suite_text("demo", records, form="screen"))
     say(f"tables written to {', '.join(sorted({str(p.parent) for p in written}))}")
     return code
+
+
+def _demo_preset(spec: str) -> str:
+    """A method without a preset runs with its small one here, where it has one."""
+    from models import registry
+
+    entry = registry.entries().get(spec)
+    return f"{spec}@{DEMO_PRESET}" if entry and DEMO_PRESET in entry.presets else spec
 
 
 def _launch(args: argparse.Namespace, plan: Plan) -> tuple[int, list[dict[str, Any]]]:
@@ -174,14 +196,15 @@ def _launch(args: argparse.Namespace, plan: Plan) -> tuple[int, list[dict[str, A
         outcome = local.run(jobs, workers=args.workers, quiet=args.quiet)
     done = len(plan.jobs) - len(jobs) + outcome.resumed  # the latter by another run on the same results, meanwhile
     records = [r for job in plan.jobs if (r := store.load(job)) is not None]
-    say(f"{len(plan.jobs)} units: {outcome.finished} run now, {done} finished before, {len(outcome.failed)} failed")
+    say(f"{count(len(plan.jobs), 'unit')}: {outcome.finished} run now, {done} finished before, {len(outcome.failed)} "
+        "failed")
     for path, why in broken.items():
         say(f"broken record run again: {path}: {why}")
     for dataset, names in plan.absent.items():
         if names:
             say(f"{dataset}: not under the data root, missing in the tables: {', '.join(names)}")
-    for name, why in (*plan.unreadable.items(), *outcome.failed.items()):
-        say(f"FAILED {name}: {why}")
+    for line in together((*plan.unreadable.items(), *outcome.failed.items())):
+        say(f"FAILED {line}")
     if outcome.stopped:
         say("stopped before the end; finished units are stored, the same command goes on from here")
         return 130, records

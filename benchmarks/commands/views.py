@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands.common import add, names, samples, say, specs, stored
+from benchmarks.commands.common import add, count, names, samples, say, specs, stored
 
 FORMATS = ("md", "latex", "csv", "html")
 
@@ -17,17 +17,21 @@ def add_table(commands: Any) -> None:
     """`table PAPER/TABLE`."""
     parser = add(commands, "table", table, "print one table from stored records")
     parser.add_argument("table", metavar="PAPER/TABLE")
-    parser.add_argument("--format", choices=FORMATS, default="md")
+    parser.add_argument("--format", choices=FORMATS, default="screen", help="(set for the terminal; md when piped)")
     parser.add_argument("--mixed", action="store_true", help="allow records of several protocols, labelled")
 
 
 def table(args: argparse.Namespace) -> int:
     """One table of a paper, published and measured side by side."""
     from benchmarks import reproduce
+    from benchmarks.errors import UsageError
     from benchmarks.report import views
-    from benchmarks.report.numbers import tables
+    from benchmarks.report.numbers import suites, tables
 
     paper, _, name = args.table.partition("/")
+    if not name:
+        there = ", ".join(f"{paper}/{table.name}" for table in suites.load(paper).tables)
+        raise UsageError(f"table {paper}: name one of its tables: {there}")
     records = [*stored(args), *reproduce.counted([paper], name, args.data_root)]
     print(views.render(tables.build(paper, name, records, mixed=args.mixed), args.format))
     return 0
@@ -41,7 +45,7 @@ def add_compare(commands: Any) -> None:
     parser.add_argument("--metric", default=None, metavar="KEY", help="metric key (image and pixel AUROC, AUPRO)")
     parser.add_argument("--plot", type=Path, default=None, metavar="DIR", help="also write a plot per metric here")
     parser.add_argument("--mixed", action="store_true", help="allow records of several protocols, labelled")
-    parser.add_argument("--format", choices=FORMATS, default="md")
+    parser.add_argument("--format", choices=FORMATS, default="screen", help="(set for the terminal; md when piped)")
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -60,6 +64,28 @@ def compare(args: argparse.Namespace) -> int:
         for one in comparisons(pool(records), methods, [args.metric] if args.metric else None, args.mixed):
             made = plot(one, args.plot / re.sub(r"[^\w.@-]+", "_", f"{one.metric}.png"))
             say(f"plot written to {made}")
+    return 0
+
+
+def add_export(commands: Any) -> None:
+    """`export --out FILE`."""
+    parser = add(commands, "export", export, "all records as one tidy CSV file: a line for each metric of each unit")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+
+
+def export(args: argparse.Namespace) -> int:
+    """Every metric of every unit in one file."""
+    from benchmarks.errors import UsageError
+    from benchmarks.report.numbers.pool import pool
+    from benchmarks.report.text import csv_text
+    from benchmarks.store import write_atomic
+
+    found = pool(stored(args))
+    if not found.units:
+        raise UsageError(f"no record under {args.results}: run some units first, or name another results directory")
+    text = csv_text.tidy(found)
+    write_atomic(args.out, text.encode())
+    say(f"{args.out}: {count(text.count(chr(10)) - 1, 'line')} of {count(sum(map(len, found.units.values())), 'unit')}")
     return 0
 
 
@@ -109,6 +135,7 @@ def figure(args: argparse.Namespace) -> int:
     from benchmarks.errors import UsageError
     from benchmarks.report.drawings import drawn
 
+    _check_colormap(args.colormap)
     methods = specs(args.methods)
     wanted = names(args)
     records = [
@@ -133,6 +160,17 @@ def figure(args: argparse.Namespace) -> int:
     if not written:
         raise UsageError(f"nothing to draw of {where}: " + "; ".join(_advice(kinds, args.data_root)))
     return 0
+
+
+def _check_colormap(name: str) -> None:
+    from matplotlib import colormaps
+
+    from benchmarks.errors import UsageError
+    from datasets.sources import near
+
+    if name not in colormaps:
+        raise UsageError(f"--colormap {name!r}: matplotlib has none of that name{near(name, colormaps)}; inferno, "
+                         "viridis, gray and jet are some")
 
 
 def _advice(kinds: Sequence[str], data_root: Path) -> list[str]:

@@ -139,7 +139,7 @@ class Loop:
 
     def _count(self, job: Job, record: dict[str, Any]) -> None:
         self.outcome.count(job, record)
-        self.bars.finished(job, record["status"])
+        self.bars.finished(job, record["status"], record)
         if self.on_record:
             self.on_record(record)
 

@@ -201,4 +201,4 @@ def _gather(ray: Any, reference: Any, job: Job, store: Store, outcome: Outcome, 
         write_atomic(store.path(job).with_suffix(".npz"), scores)
     store.save(job, record)
     outcome.count(job, record)
-    bars.finished(job, record["status"])
+    bars.finished(job, record["status"], record)

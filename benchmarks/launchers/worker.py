@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -119,6 +120,8 @@ def work(pipe: Connection, threads: int, index: int) -> None:
             os.environ.setdefault(name, str(threads))
     from benchmarks.runner import Shared, Stopped, run_unit
 
+    current: list[Job] = []
+    _warnings_to_log(current)
     if threads:
         import torch
 
@@ -141,6 +144,7 @@ def work(pipe: Connection, threads: int, index: int) -> None:
         while (job := pipe.recv()) is not None:
             if job == "stop":
                 continue
+            current[:] = [job]
             try:
                 answer = ("record", run_unit(_on_device(job, index), report, shared))
             except Stopped:
@@ -151,6 +155,21 @@ def work(pipe: Connection, threads: int, index: int) -> None:
             pipe.send(answer)
     except (EOFError, OSError, KeyboardInterrupt):
         sys.exit(0)  # the parent is gone
+
+
+def _warnings_to_log(current: list[Job]) -> None:
+    """Warnings of the libraries below us go to `<results>/warnings.log`: on the screen they would break the bars."""
+    said: set[str] = set()
+
+    def keep(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+        text = f"{category.__name__}: {message} ({filename}:{lineno})"
+        if not current or text in said:
+            return
+        said.add(text)
+        with contextlib.suppress(OSError), (current[0].results / "warnings.log").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {current[0].unit}: {' '.join(text.split())}\n")
+
+    warnings.showwarning = keep
 
 
 def _die_with_parent() -> None:

@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
             found = find(args.maps, args.dataset, name)
             missing = found.unscored
             if missing:
-                print(f"warning: {name}: {len(missing)} pictures have no map, first {missing[0]}", file=sys.stderr)
+                print(f"warning: {name}: pictures without a map: {len(missing)}, first {missing[0]}", file=sys.stderr)
             scores, remarks = score(
                 found,
                 limits=args.limits,

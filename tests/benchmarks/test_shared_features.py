@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.lending import Lending
 from benchmarks.plan import Options, make_plan
 from benchmarks.runner import Shared, Timed, run_unit
 from models import registry
@@ -65,8 +67,28 @@ def test_features_are_taken_once_the_record_says_so_and_no_number_changes(root: 
         alone = 1 if record["unit"] == {**together[2]["unit"], "method": "simplenet"} else 0
         assert found["reused"] >= 16 and found["computed"] <= 1 + alone and found["saved_s"] > 0, record["unit"]
     assert all(r["features"]["reused"] == 0 or r["unit"]["method"] == "simplenet" for r in apart)
+    for record in together[1:]:  # what it took over from another unit counts as its cost, by phase and once
+        found = record["features"]
+        assert found["lent_fit_s"] > 0 and found["lent_predict_s"] > 0, record["unit"]
+        assert found["lent_fit_s"] + found["lent_predict_s"] <= found["saved_s"] + 1e-3
+    assert all(r["features"]["lent_fit_s"] == r["features"]["lent_predict_s"] == 0 for r in apart)
     (other,) = run(plan(root, tmp_path / "a", ["patchcore@demo"], categories=["plate"]), shared)
     assert other["features"]["computed"] == 7 and other["features"]["reused"] == 0
+
+
+def test_only_the_first_reading_of_a_phase_counts_as_lent() -> None:
+    cache, slow = Lending(limit=1 << 20), lambda: time.sleep(0.02) or {"layer": torch.zeros(2, 3)}
+    for _ in range(3):  # a training over its own features, three epochs
+        cache.get("resnet", b"a", 2, ["layer"], slow)
+    assert cache.stats["saved_s"] > 0.03 and cache.turn() == 0
+    cache.begin()  # the next unit
+    for _ in range(3):
+        cache.get("resnet", b"a", 2, ["layer"], slow)
+    assert 0.02 <= cache.turn() < 0.9 * cache.stats["saved_s"]
+    cache.apart(lambda: cache.get("resnet", b"a", 2, ["layer"], slow))  # a look at test pictures during training
+    assert cache.turn() == 0
+    cache.get("resnet", b"a", 2, ["layer"], slow)  # prediction alone would have had to compute it
+    assert cache.turn() >= 0.02
 
 
 def test_textures_of_the_command_line_come_before_a_presets_own(root: Path, tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_pictures_without_a_map_are_told(folders, capsys):
     Image.new("L", (4, 4)).save(data / "tile/test/good/009.png")
     code, out, err = run(capsys, maps, data, "--categories", "tile")
     assert code == 0
-    assert "1 pictures have no map" in err
+    assert "pictures without a map: 1" in err
     assert "009.png" in err
     assert json.loads(out)["categories"]["tile"]["facts"]["pictures_without_map"] == 1
 
