@@ -1,8 +1,8 @@
 """KDAD, also MKD (Salehi et al., CVPR 2021, arXiv 2011.11108): a small cloner learns a network's critical layers.
 
-Sec. 3: L = L_val + lambda L_dir over the outputs of VGG-16's last four poolings: the mean squared difference, and 1 -
-cosine of the flattened maps. Image score = L. Map = |gradient of L with respect to the picture|, summed over colours,
-Gaussian of sigma 4, then an opening by a 3x3 ellipse (a cross). Compared with the authors' code
+L = L_val + lambda L_dir over the outputs of VGG-16's last four poolings: the mean squared difference, and 1 - cosine of
+the flattened maps. Image score = L. Map = |gradient of L with respect to the picture|, summed over colours, Gaussian of
+sigma 4, then an opening by a 3x3 ellipse (a cross). Compared with the authors' code
 (rohban-lab/Knowledge_Distillation_AD at 5e9f615 and 0dbc8c0). The same: 128 px, no normalisation; cloner of 16-channel
 convolutions whose last one before a pooling has the source's width, batch norm and ReLU but there, no biases, Xavier
 start; Adam 1e-3, batch 64, 601 epochs. Where the two differ the paper is followed: the code weights L_val by 0.5
@@ -34,7 +34,7 @@ POOL = 0  # in a list of widths
 
 @dataclass(frozen=True, kw_only=True)
 class KdadConfig(TrainedConfig):
-    """Sec. 3.4 and 4 of the paper, and the authors' code."""
+    """The paper and the authors' code."""
 
     backbone: str = "vgg16.tv_in1k"
     layers: tuple[str, ...] = ("features.9", "features.16", "features.23", "features.30")  # poolings 2 to 5

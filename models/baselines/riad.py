@@ -82,10 +82,9 @@ class Riad(Trained):
             return mean_error(pictures[held], self._fixed, errors, config.batch)
 
         optimizer = Adam(self._parameters(), config.lr, weight_decay=1e-5)
-        log = self._train(
-            step, [optimizer], len(chosen), progress, validate=validate, stop=Best(patience=config.epochs),
-            schedulers=[MultiStepLR(optimizer, [max(1, config.epochs * 250 // 300)])],
-        )
+        later = MultiStepLR(optimizer, [max(1, config.epochs * 250 // 300)])
+        best = Best(patience=config.epochs)
+        log = self._train(step, [optimizer], len(chosen), progress, validate=validate, stop=best, schedulers=[later])
         against_floor(log, pictures, self._fixed, errors)
         return {**log, "held_out": len(held)}
 

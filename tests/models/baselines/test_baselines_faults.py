@@ -210,6 +210,39 @@ FAULTS = [
         ("ours is None or ours < own", "False", "test_a_cut_schedule_is_short_and_a_whole_one_is_not"),
         tests="generic",
     ),
+    *faults(
+        "spade",
+        ("distances.square() if self.config.squared else distances", "distances",
+         "test_the_papers_score_is_the_mean_of_squared_distances"),
+        ("self.bank[layer][chosen].flatten(0, 1)", "self.bank[layer].flatten(0, 1)",
+         "test_the_map_sees_the_nearest_pictures_only"),
+    ),
+    *faults("dfr", (
+        "align_corners=True)\n        return Prediction", "align_corners=False)\n        return Prediction",
+        "test_map_is_the_mean_squared_error_enlarged_with_aligned_corners",
+    )),
+    *faults("gcpf", ("own = nearest(x, means, whiten)[1]", "pass", "test_clusters_are_told_apart_by_their_shape")),
+    *faults("mbpfm", ("[self.config.lr / 10]", "[self.config.lr]", "test_rates_and_settings_are_the_codes")),
+    *faults(
+        "kdad",
+        ("1 - F.cosine_similarity(s, c)", "1 + F.cosine_similarity(s, c)", "test_terms_and_their_gradients_by_hand"),
+        ("return Prediction(opened(maps)", "return Prediction(maps",
+         "test_map_is_the_losss_gradient_and_the_score_the_loss"),
+    ),
+    *faults("fcdd", ("torch.where(marked, -(", "torch.where(~marked, -(", "test_loss_and_its_gradient_by_hand")),
+    *faults("ae_ssim", (
+        "Prediction(total / count", "Prediction(total", "test_map_is_the_papers_and_overlaps_are_averaged",
+    )),
+    *faults("riad", (
+        'self.trained["net"](x * ~part) * part', 'self.trained["net"](x) * part',
+        "test_each_set_is_filled_in_from_the_picture_without_it",
+    )),
+    *faults("vae", (
+        "1 - log_variance", "1 + log_variance", "test_bound_is_the_gaussians_log_likelihood_and_divergence",
+    )),
+    *faults("patch_svdd", (
+        "total *= spread_over", "total = total + spread_over", "test_map_is_the_product_of_distances_at_both_sizes",
+    )),
     *[Fault(file, old, new, f"tests/{test}") for file, old, new, test in (
         ("models/vit.py", "(cells + 0.1) / side", "cells / side",
          "models/baselines/test_anomalydino.py::test_position_embeddings_are_dinov2s_and_not_antialiased"),
