@@ -36,6 +36,7 @@ from models.nn.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from models.nn.textures import Textures
 from models.nn.trained import Trained, TrainedConfig
 from models.nn.training import generator
+from models.nn.transfer import together
 from models.registry import register
 
 LAYERS = ("layer2", "layer3")
@@ -124,9 +125,10 @@ class Glass(Trained):
 
     def _pasted(self, clean: Tensor, textures: Textures, random: Generator) -> tuple[Tensor, Tensor]:
         """Normalised pictures with a texture in a mask, and the masks [B, 1, h, w]; 20 to 80 % of a picture stay."""
-        mask = local_masks((len(clean), *clean.shape[-2:]), random, clean.device)
-        drawn = augment(textures.draw(len(clean), random), random, among=OPERATIONS).to(clean.device)
+        mask = local_masks((len(clean), *clean.shape[-2:]), random, "cpu")  # an empty one is found without a wait
+        drawn = augment(textures.draw(len(clean), random), random, among=OPERATIONS)
         visible = (0.5 + 0.1 * torch.randn(len(clean), generator=random)).clamp(0.2, 0.8)
+        mask, drawn, visible = together(clean.device, mask, drawn, visible)
         return paste(clean, self.preprocess.normalised(drawn), mask, visible), mask
 
     @property

@@ -10,7 +10,8 @@ import torch
 
 from benchmarks import devices
 from benchmarks.errors import UsageError
-from benchmarks.plan import Options
+from benchmarks.plan import Options, make_plan
+from benchmarks.runner import run_unit
 from models.features import FeatureCache, precision
 from models.nn.memory import device_lost, in_parts, noted, out_of_memory
 
@@ -116,3 +117,17 @@ def test_kept_features_are_given_up_before_work_is_cut() -> None:
     assert calls == [6, 6] and any("kept features were given up" in note for note in notes)
     cache.get("group", b"pictures", 4, ("layer",), lambda: {"layer": torch.zeros(4, 1, 8, 8)})
     assert cache.holds() == 0, "nothing is kept again"
+
+
+def test_repeatable_reaches_the_device_and_the_record_s_command(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, prepare = [], devices.prepare
+    monkeypatch.setattr(devices, "prepare", lambda name, **how: (seen.append(how), prepare(name, **how))[1])
+    for asked in (False, True):
+        options = Options(data_root=data_root, results=tmp_path, weights="none", device="cpu", repeatable=asked)
+        (job,) = make_plan(["fake"], ["parts"], options, categories=["nut"]).jobs
+        record = run_unit(job, lambda *step: None)
+        assert record["environment"]["determinism"] == "full"  # always, on the CPU
+        assert ("--repeatable" in record["environment"]["command"]) == asked
+    assert seen == [{"repeatable": False}, {"repeatable": True}]
