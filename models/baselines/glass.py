@@ -35,8 +35,7 @@ from models.nn.perlin import Operation, augment, blobs, equalise, paste, turn
 from models.nn.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from models.nn.textures import Textures
 from models.nn.trained import Trained, TrainedConfig
-from models.nn.training import generator
-from models.nn.transfer import together
+from models.nn.transfer import Ahead, Packed
 from models.registry import register
 
 LAYERS = ("layer2", "layer3")
@@ -99,17 +98,19 @@ class Glass(Trained):
         named = self.category in HYPERSPHERE if self.category else hypersphere(pictures.mean(0))
         projection, discriminator = self.trained["projection"], self.trained["discriminator"]
         count = min(len(train), (config.limit // config.train_batch + 1) * config.train_batch)  # until over the limit
-        own, done, epoch = generator(self.context, "defects"), 0, {}
+        ahead = Ahead(lambda batch, random: self._drawn(batch, textures, random), device)
+        done, epoch = 0, {}
 
         def step(indices: Tensor, noise: Generator) -> dict[str, Tensor]:
             nonlocal done
-            random = noise if noise.device.type == "cpu" else own
             if done % math.ceil(count / config.train_batch) == 0:  # a new epoch
                 epoch["centre"] = projection(mean).detach()
-                epoch["chosen"] = torch.randperm(len(train), generator=random).to(device)
+                epoch["chosen"] = torch.randperm(len(train), generator=noise, device=device)
             done += 1
             chosen = epoch["chosen"][indices]
-            broken, mask = self._pasted(pictures[chosen], textures, random)
+            on_host = noise.device.type == "cpu"
+            drawn = self._drawn(len(indices), textures, noise) if on_host else ahead(len(indices))
+            broken, mask = self._pasted(pictures[chosen], drawn)
             with torch.no_grad():
                 changed = self._rows(list(self.net(broken).values()))
             true, fake = projection(self._rows(frozen(chosen))), projection(changed)
@@ -123,13 +124,17 @@ class Glass(Trained):
         log = self._train(step, optimizers, count, progress)
         return {**log, "hypersphere": named, "textures": textures.describe()}
 
-    def _pasted(self, clean: Tensor, textures: Textures, random: Generator) -> tuple[Tensor, Tensor]:
-        """Normalised pictures with a texture in a mask, and the masks [B, 1, h, w]; 20 to 80 % of a picture stay."""
-        mask = local_masks((len(clean), *clean.shape[-2:]), random, "cpu")  # an empty one is found without a wait
-        drawn = augment(textures.draw(len(clean), random), random, among=OPERATIONS)
-        visible = (0.5 + 0.1 * torch.randn(len(clean), generator=random)).clamp(0.2, 0.8)
-        mask, drawn, visible = together(clean.device, mask, drawn, visible)
-        return paste(clean, self.preprocess.normalised(drawn), mask, visible), mask
+    def _drawn(self, count: int, textures: Textures, random: Generator) -> Packed:
+        """Textures, masks, and how much of each picture stays visible: 20 to 80 %."""
+        mask = local_masks((count, *self.preprocess.output), random)
+        texture = augment(textures.draw(count, random), random, among=OPERATIONS)
+        visible = (0.5 + 0.1 * torch.randn(count, generator=random)).clamp(0.2, 0.8)
+        return Packed(self.context.device, texture, mask, visible)
+
+    def _pasted(self, clean: Tensor, drawn: Packed) -> tuple[Tensor, Tensor]:
+        """Normalised pictures with a texture in a mask, and the masks [B, 1, h, w] in {0, 1}."""
+        texture, mask, visible = drawn.arrive()
+        return paste(clean, self.preprocess.normalised(texture), mask, visible), mask
 
     @property
     def _grid(self) -> tuple[int, int]:
@@ -195,17 +200,17 @@ def glass_loss(
     return {"loss": parts["normal"] + parts["global"] + parts["local"], **parts}
 
 
-def local_masks(shape: tuple[int, int, int], random: Generator, device: torch.device | str) -> Tensor:
+def local_masks(shape: tuple[int, int, int], random: Generator) -> Tensor:
     """Where textures go, float32 [B, 1, H, W] in {0, 1}, none empty: a third each of one Perlin mask, both, either."""
-    mask = torch.zeros(shape[0], 1, *shape[1:], device=device)
+    mask = torch.zeros(shape[0], 1, *shape[1:])
     missing = torch.arange(shape[0])
     while len(missing):
         part = (len(missing), *shape[1:])
-        one, other = blobs(part, random, device), blobs(part, random, device)
-        share = torch.rand(len(missing), generator=random).to(device).view(-1, 1, 1, 1)
+        one, other = blobs(part, random), blobs(part, random)
+        share = torch.rand(len(missing), generator=random).view(-1, 1, 1, 1)
         drawn = torch.where(share > 2 / 3, torch.maximum(one, other), torch.where(share > 1 / 3, one * other, one))
-        mask[missing.to(device)] = drawn
-        missing = missing[(~drawn.flatten(1).any(1)).cpu()]
+        mask[missing] = drawn
+        missing = missing[~drawn.flatten(1).any(1)]
     return mask
 
 

@@ -117,14 +117,14 @@ def test_points_are_pushed_into_the_shell_and_not_turned():
 
 def test_masks_are_one_both_or_either_and_never_empty(monkeypatch):
     drawn = iter([torch.tensor([[1.0, 1, 0, 0]]), torch.tensor([[0.0, 1, 1, 0]])] * 300)
-    monkeypatch.setattr(glass, "blobs", lambda shape, random, device: next(drawn).view(1, 1, 1, 4))
+    monkeypatch.setattr(glass, "blobs", lambda shape, random: next(drawn).view(1, 1, 1, 4))
     random, kinds = torch.Generator().manual_seed(0), {}
     for _ in range(300):
-        kind = tuple(local_masks((1, 1, 4), random, "cpu").flatten().tolist())
+        kind = tuple(local_masks((1, 1, 4), random).flatten().tolist())
         kinds[kind] = kinds.get(kind, 0) + 1
     assert set(kinds) == {(1, 1, 0, 0), (0, 1, 0, 0), (1, 1, 1, 0)} and min(kinds.values()) > 70
     monkeypatch.undo()
-    masks = local_masks((40, 48, 64), torch.Generator().manual_seed(1), "cpu")
+    masks = local_masks((40, 48, 64), torch.Generator().manual_seed(1))
     assert masks.shape == (40, 1, 48, 64) and set(masks.unique().tolist()) == {0.0, 1.0}
     assert masks.flatten(1).any(1).all()
 
@@ -133,7 +133,7 @@ def test_textures_let_20_to_80_percent_of_the_picture_through(monkeypatch):
     detector = build("glass@quick", TINY)
     monkeypatch.setattr(glass, "augment", lambda textures, random, among: torch.ones_like(textures))
     random, clean = torch.Generator().manual_seed(0), detector.preprocess(pictures(1)).expand(100, -1, -1, -1)
-    broken, mask = detector._pasted(clean, Textures("embedded", (64, 64)), random)
+    broken, mask = detector._pasted(clean, detector._drawn(100, Textures("embedded", (64, 64)), random))
     inside = mask.expand_as(clean) > 0
     assert torch.equal(broken[~inside], clean[~inside])
     white = detector.preprocess.normalised(torch.ones(1, 3, 64, 64))
