@@ -54,7 +54,7 @@ class FcddConfig(TrainedConfig):
     "paper": FcddConfig(),
     "quick": FcddConfig(
         backbone="squeezenet1_1.tv_in1k", frozen=6, last=8, field=63, size=128, epochs=10, rounds=1, train_batch=8,
-        lr=1e-2, shortened=True,
+        shortened=True,
     ),
 })
 class Fcdd(Trained):

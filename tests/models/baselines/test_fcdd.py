@@ -99,7 +99,7 @@ def test_contrast_is_that_of_each_picture():
 
 
 def test_it_learns_to_tell_confetti_and_the_score_is_the_mean():
-    detector = build("fcdd@quick", {**SMALL, "epochs": "20", "rounds": "4"})
+    detector = build("fcdd@quick", {**SMALL, "epochs": "20", "rounds": "4", "lr": "0.01"})
     log = detector.fit(pictures(10), None)
     assert log["loss"][-1] < math.log(2) < log["loss"][0] + 0.2  # no constant answer is below log 2 in the mean
     assert log["confetti"][-1] > 3 * log["normal"][-1]
