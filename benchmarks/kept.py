@@ -30,7 +30,7 @@ def samples(dataset: str, category: str, roots: Iterable[Path]) -> dict[str, tup
 
 def overlays(
     records: Iterable[Record], out: Path, results: Path, find: Samples, *, pictures: int = 1,
-    colormap: str = PERCEPTUAL,
+    colormap: str = PERCEPTUAL, form: str = "png",
 ) -> list[Path]:
     """A grid of input, panels, anomaly map and ground truth for each record whose maps were kept; the files written.
 
@@ -47,7 +47,8 @@ def overlays(
             continue
         spec = f"{unit['method']}@{unit['preset']}"
         path = out / drawn.file_name(
-            spec, unit["dataset"], unit["category"], *([f"seed{unit['seed']}"] if unit["seed"] else [])
+            spec, unit["dataset"], unit["category"], *([f"seed{unit['seed']}"] if unit["seed"] else []),
+            suffix=f".{form}",
         )
         examples = [_example(name, *files[name], folder) for name in chosen]
         overlay_grid(examples, path, title=f"{spec}, {unit['category']}", colormap=colormap)

@@ -126,7 +126,8 @@ def add_figure(commands: Any) -> None:
                         help="end of the area (PRO 0.3, sPRO 0.05)")
     parser.add_argument("--metric", default=None, metavar="KEY", help="heat: what to show (image AUROC)")
     parser.add_argument("--mixed", action="store_true", help="allow records of several protocols")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="PNG files are written here")
+    parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="form of the files (png)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="files are written here")
 
 
 def figure(args: argparse.Namespace) -> int:
@@ -150,10 +151,11 @@ def figure(args: argparse.Namespace) -> int:
     everything = "all" in args.kinds
     kinds = [k for k in drawn.KINDS if k != "overlay"] if everything else list(dict.fromkeys(args.kinds))
     written = drawn.draw([k for k in kinds if k != "overlay"], records, args.out, metric=args.metric, limit=args.limit,
-                         mixed=args.mixed)
+                         mixed=args.mixed, form=args.format)
     if everything or "overlay" in kinds:
         written += kept.overlays(
-            records, args.out, args.results, samples(args), pictures=args.pictures, colormap=args.colormap
+            records, args.out, args.results, samples(args), pictures=args.pictures, colormap=args.colormap,
+            form=args.format,
         )
     for path in written:
         print(path)

@@ -132,3 +132,20 @@ def test_export_is_tidy(cli: Cli, tmp_path: Path) -> None:
     none = frame[frame.metric == "image_ap"].iloc[0]
     assert pandas.isna(none.value) and none.undefined == "no anomalous image"
     assert cli("export", "--results", tmp_path / "none", "--out", tmp_path / "x.csv").returncode == 2
+
+
+@pytest.mark.parametrize("form", ["svg", "pdf"])
+def test_figures_for_papers_name_their_area_and_are_the_same_twice(cli: Cli, tmp_path: Path, form: str) -> None:
+    placed = records()
+    placed[0]["metrics"]["image_auroc"] = 0.98765
+    store(tmp_path / "r", placed)
+    made = []
+    for name in ("a", "b"):
+        done = cli(*VIEWS["figure"], "--results", tmp_path / "r", "--out", tmp_path / name, "--format", form)
+        assert done.returncode == 0, done.stderr
+        made.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert made[0] == made[1] and len(made[0]) == 7 and all(name.endswith(f".{form}") for name in made[0])
+    start = {"svg": b"<?xml", "pdf": b"%PDF"}[form]
+    assert all(data.startswith(start) for data in made[0].values())
+    if form == "svg":  # matplotlib keeps each text beside its outlines
+        assert b"rb_ae@paper: 98.77" in made[0]["roc-mvtec_ad-carpet.svg"]

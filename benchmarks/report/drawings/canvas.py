@@ -1,4 +1,4 @@
-"""The sheet that every PNG is drawn on: no display, no global state, no date in the file, no formula in a label."""
+"""The sheet that every figure is drawn on: no display, no global state, no date in the file, no formula in a label."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GREY = "0.55"
+UNSAID = {
+    "png": ("Software",), "svg": ("Date", "Creator", "Format", "Type"), "pdf": ("CreationDate", "Creator", "Producer"),
+}
+"""Forms of a figure, and what is left out of the file: the same input gives the same bytes."""
 
 
 def blank(width: float, height: float) -> Figure:
@@ -33,8 +37,13 @@ def plain(text: str) -> str:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write the PNG without version or date in it."""
+    """Write it as its suffix says (PNG, SVG, PDF), without version or date; letters in a PDF stay TrueType, as
+    publishers ask."""
+    from matplotlib import rc_context
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", metadata={"Software": None})
+    form = path.suffix.removeprefix(".")
+    with rc_context({"pdf.fonttype": 42, "svg.hashsalt": "figure"}):
+        figure.savefig(path, format=form, metadata=dict.fromkeys(UNSAID[form]))
     return path
