@@ -57,7 +57,8 @@ class Parser(argparse.ArgumentParser):
         if found := re.fullmatch(r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message):
             known = re.findall(r"'([^']*)'", found[3])
             what = "command" if found[1] == "COMMAND" else found[1]
-            message = f"{what} {found[2]!r} is unknown{near(found[2], known)}; there are {', '.join(known)}"
+            hint = near(found[2], known)
+            message = f"{what} {found[2]!r} is unknown{f'{hint} T' if hint else '; t'}here are {', '.join(known)}"
         elif found := re.fullmatch(r"unrecognized arguments: (.+)", message):
             word = found[1].split()[0]
             message = f"unknown argument {word!r}{near(word.partition('=')[0], options)}"
