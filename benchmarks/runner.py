@@ -283,7 +283,7 @@ def _run(
         if job.config.precision == "bf16" and not any("bf16" in remark for remark in remarks):
             record["notes"].append(f"precision {job.config.precision} changed nothing: no part of the method uses it")
     record["marks"] = [*_marks(job, record["weights"], category.notes, found), *learnt]
-    return record, {**scored.per_image, **scored.curves, **series}
+    return record, {**scored.per_image, **scored.curves, **scored.statistics, **series}
 
 
 def _features(stats: Mapping[str, float], lent: Mapping[str, float]) -> dict[str, float]:

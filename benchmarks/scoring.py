@@ -35,6 +35,7 @@ class Scored:
     undefined: dict[str, str]
     per_image: dict[str, np.ndarray]
     curves: dict[str, np.ndarray]
+    statistics: dict[str, np.ndarray]  # of each picture, compact: what intervals are made from (`Scores`)
     image_score: str  # 'method' or 'max': which rule made the image score
     sizes: str
     predict_s: float
@@ -60,7 +61,7 @@ def score_test(
     Raises DatasetError for broken ground truth, MetricError for NaN or infinite scores, ModelError for wrong shapes.
     """
     loco = category.layout == "loco"
-    scorer = Scorer(loco=loco, threshold=detector.threshold, curve_points=CURVE_POINTS,
+    scorer = Scorer(loco=loco, threshold=detector.threshold, curve_points=CURVE_POINTS, statistics=True,
                     unmasked=category.unmasked)
     rows: list[tuple[str, int, str, float, float]] = []
     effect = None
@@ -119,6 +120,8 @@ def score_test(
             f"curve.{name}": np.stack(list(curve.values())).astype(np.float32)
             for name, curve in result.curves.items() if not name.startswith("image")
         },
+        statistics=result.statistics
+        | ({} if detector.threshold is None else {"threshold": np.float64(detector.threshold)}),
         image_score="method" if own_score else "max",
         sizes=f"{(s := next(iter(sizes)))[1]}x{s[0]}" if len(sizes) == 1 else "mixed",
         predict_s=spent["predict"], metrics_s=spent["metrics"], read_s=spent["read"], precision_effect=effect,

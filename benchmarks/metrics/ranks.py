@@ -127,6 +127,13 @@ class Ranks:
     def positive_size(self, which: int) -> int:
         return self._positive[which].size
 
+    def chunks(self, which: int, positive: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """Scores and, of a positive set, regions, in the order in which they were added; before `blocks` only."""
+        held = (self._positive if positive else self._background)[which]
+        self._flush(held)
+        for chunk in held.chunks:
+            yield chunk.keys.view(np.ndarray), None if chunk.regions is None else chunk.regions.view(np.ndarray)
+
     def close(self) -> None:
         """Ends the threads and removes the files; what was added is gone."""
         if self._pool is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.metrics import ladder
 from benchmarks.metrics.image import rank_metrics, threshold_metrics
 from benchmarks.metrics.ranks import MetricError, Ranks, exact
 from benchmarks.metrics.rates import Rates
@@ -28,12 +29,20 @@ class Scores:
     curves: on request, `image` (`image@max`) and `pixel` with arrays `fpr` and `tpr`, `pro` with `fpr` and `pro`, for
         LOCO also `spro/logical` and `spro/structural` with `fpr` and `spro`; those that are undefined are left out.
     facts: counts of images, pixels, regions.
+    statistics: on request, what `bootstrap` needs for the pixel metrics; pictures by their place. `ladder.thresholds`
+        float64 [K], descending; `ladder.background` uint32 [pictures, K + 1], pixels outside masks by cell (cell k:
+        scores from threshold k up to the one before it; K: below all); `ladder.steps` bool [K + 1], cells whose marked
+        pixels have one score; for the pictures `ladder.marked` int32 [m] that
+        have marked pixels `ladder.hits` uint32 [m, K + 1], those pixels, `ladder.overlap` float32 [m, K + 1], rises of
+        the summed overlap of their components, and `ladder.regions` int32 [m], how many those are. LOCO: the same by
+        picture and defect name for the saturated overlap, `ladder.spro_picture`, `_name`, `_overlap`, `_regions`.
     """
 
     metrics: dict[str, float | None] = field(default_factory=dict)
     undefined: dict[str, str] = field(default_factory=dict)
     curves: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, np.ndarray] = field(default_factory=dict)
 
     def put(self, key: str, value: float | None, reason: str | None = None) -> None:
         self.metrics[key] = value
@@ -60,6 +69,7 @@ class Scorer:
     curve_points: > 0 for curves thinned to at most so many points.
     threshold: for accuracy, TPR, TNR and F1 of the image scores; a score strictly greater is anomalous.
     pixel_threshold: the same for PRO and IoU of the maps.
+    statistics: True for the compact statistics of each picture, from which `bootstrap` makes intervals.
     unmasked: why no image has a ground truth, in words; it then stands as the reason of all pixel metrics.
     """
 
@@ -73,6 +83,7 @@ class Scorer:
         curve_points: int = 0,
         threshold: float | None = None,
         pixel_threshold: float | None = None,
+        statistics: bool = False,
         unmasked: str = "",
     ) -> None:
         if not all(0 < limit <= 1 for limit in limits):
@@ -80,6 +91,7 @@ class Scorer:
         self.loco = loco
         self.limits = tuple(float(limit) for limit in limits)
         self.curve_points = curve_points
+        self.statistics = statistics
         self.threshold = threshold
         # float64: NumPy would round a Python float to the type of the map before comparing
         self.pixel_threshold = None if pixel_threshold is None else np.float64(pixel_threshold)
@@ -91,6 +103,8 @@ class Scorer:
         self._against = against
         self._regions: list[_Region] = []  # LOCO: one per ground-truth file
         self._areas: list[int] = []  # of the connected components of the images' masks, LOCO: of all files together
+        self._owners: list[int] = []  # of each component, the place of its image
+        self._parts: list[list[tuple[int, int]]] = [[] for _ in self._kinds]  # by background set: (image, pixels)
         self._images: list[tuple[str, int, str, float | None, float | None]] = []
         self._names: set[str] = set()
         self._unmasked: dict[str, str] = {}
@@ -216,6 +230,7 @@ class Scorer:
         areas = np.bincount(ids, minlength=count)
         self._positive(0, hits, ids + np.int32(len(self._areas)))
         self._areas.extend(areas.tolist())
+        self._owners.extend([len(self._images)] * count)
         self._pixels["anomalous"] += hits.shape[0]
         return hits, ids, areas
 
@@ -223,7 +238,9 @@ class Scorer:
         count = scores.shape[0]
         self._pixels["background"] += count
         if count:
-            self._ranks.add_background(self._kinds.index(kind), scores)
+            which = self._kinds.index(kind)
+            self._parts[which].append((len(self._images), count))
+            self._ranks.add_background(which, scores)
 
     def _positive(self, which: int, scores: Any, regions: np.ndarray) -> None:
         if regions.size:
@@ -247,6 +264,8 @@ class Scorer:
         out = Scores()
         self._image_scores(out)
         if self._images[0][4] is not None:
+            if self.statistics and not self._unmasked:
+                self._put_statistics(out)
             self._pixel_scores(out)
         kinds = [kind for _, _, kind, _, _ in self._images]
         out.facts["images"] = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
@@ -320,6 +339,37 @@ class Scorer:
             self._put_curves(out, rates, why, reasons)
         if self.pixel_threshold is not None:
             self._put_at_threshold(out, why)
+
+    def _put_statistics(self, out: Scores) -> None:
+        """Counts by picture, while the scores are still in the order in which they came."""
+        areas = np.array(self._areas, np.int64)
+        sizes = [areas] + [np.array([r.saturation for r in self._regions], np.int64)] * (2 if self.loco else 0)
+        rungs, steps = ladder.choose(self._ranks, len(self._kinds), sizes, self.limits)
+        background = np.zeros((len(self._images), rungs.size + 1), np.int64)
+        for which, parts in enumerate(self._parts):
+            ladder.background(self._ranks, which, parts, rungs, background)
+        marked, rows, counts = np.unique(np.array(self._owners, np.int32), return_inverse=True, return_counts=True)
+        hits, overlap = np.zeros((2, marked.size, rungs.size + 1))
+        ladder.positive(self._ranks, 0, rows, np.ones(areas.size), rungs, hits)
+        ladder.positive(self._ranks, 0, rows, 1 / np.maximum(areas, 1), rungs, overlap)
+        out.statistics = {
+            "thresholds": rungs, "steps": steps, "background": background.astype(np.uint32), "marked": marked,
+            "hits": hits.astype(np.uint32), "overlap": overlap.astype(np.float32), "regions": counts.astype(np.int32),
+        }
+        if self.loco:
+            places = {name: i for i, (name, *_) in enumerate(self._images)}
+            keys = sorted({(places[r.image], r.name) for r in self._regions})
+            at = {key: row for row, key in enumerate(keys)}
+            rows = np.array([at[places[r.image], r.name] for r in self._regions], np.int64)
+            overlap = np.zeros((len(keys), rungs.size + 1))
+            for which in (1, 2):
+                ladder.positive(self._ranks, which, rows, 1 / np.maximum(sizes[1], 1), rungs, overlap)
+            out.statistics |= {
+                "spro_picture": np.array([place for place, _ in keys], np.int32),
+                "spro_name": np.array([name for _, name in keys], np.str_), "spro_overlap": overlap.astype(np.float32),
+                "spro_regions": np.bincount(rows, minlength=len(keys)).astype(np.int32),
+            }
+        out.statistics = {f"ladder.{name}": values for name, values in out.statistics.items()}
 
     def _put_auspro(self, out: Scores, rates: list[Rates]) -> dict[str, str | None]:
         """Returns by type why it is undefined."""

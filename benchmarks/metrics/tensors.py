@@ -73,6 +73,12 @@ class TensorRanks:
     def positive_size(self, which: int) -> int:
         return sum(held.numel() for held, _ in self._positive[which])
 
+    def chunks(self, which: int, positive: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """As those of `ranks.Ranks`, on the host."""
+        held = self._positive[which] if positive else [(scores, None) for scores in self._background[which]]
+        for scores, regions in held:
+            yield scores.cpu().numpy(), None if regions is None else regions.cpu().numpy()
+
     def blocks(self) -> Iterator[tuple[int, Block]]:
         """One block for each positive set; then the scores are gone."""
         import torch

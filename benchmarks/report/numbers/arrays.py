@@ -16,18 +16,22 @@ Arrays = Mapping[str, np.ndarray]
 
 NEEDED = ("name", "label", "kind", "score")
 CURVE = "curve."
+LADDER = "ladder."  # counts of each picture, which only intervals need
 POINTS = 200
 LOCO = {"structural_anomalies": "structural", "logical_anomalies": "logical"}
 
 
-def arrays_of(record: Record) -> dict[str, np.ndarray]:
-    """All arrays beside the record; empty when there are none or they cannot be read (the record itself stands)."""
+def arrays_of(record: Record, *, counts: bool = False) -> dict[str, np.ndarray]:
+    """The arrays beside the record, with `counts` also those over the ladder of thresholds.
+
+    Empty when there are none or they cannot be read (the record itself stands).
+    """
     name = (record.get("images") or {}).get("scores")
     if not name or not record.get("path"):
         return {}
     try:
         with np.load(Path(record["path"]).parent / Path(name).name, allow_pickle=False) as held:
-            arrays = {key: held[key] for key in held.files}
+            arrays = {key: held[key] for key in held.files if counts or not key.startswith(LADDER)}
     except (OSError, ValueError, KeyError, EOFError):
         return {}
     return arrays if set(NEEDED) <= set(arrays) else {}
