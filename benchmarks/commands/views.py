@@ -17,6 +17,7 @@ def add_table(commands: Any) -> None:
     """`table PAPER/TABLE`."""
     parser = add(commands, "table", table, "print one table from stored records")
     parser.add_argument("table", metavar="PAPER/TABLE")
+    parser.add_argument("--intervals", action="store_true", help="how sure figures are: 95 %% over test pictures")
     parser.add_argument("--format", choices=FORMATS, default="screen", help="(set for the terminal; md when piped)")
     parser.add_argument("--mixed", action="store_true", help="allow records of several protocols, labelled")
 
@@ -26,14 +27,17 @@ def table(args: argparse.Namespace) -> int:
     from benchmarks import reproduce
     from benchmarks.errors import UsageError
     from benchmarks.report import views
-    from benchmarks.report.numbers import suites, tables
+    from benchmarks.report.numbers import intervals, suites, tables
 
     paper, _, name = args.table.partition("/")
     if not name:
         there = ", ".join(f"{paper}/{table.name}" for table in suites.load(paper).tables)
         raise UsageError(f"table {paper}: name one of its tables: {there}")
     records = [*stored(args), *reproduce.counted([paper], name, args.data_root)]
-    print(views.render(tables.build(paper, name, records, mixed=args.mixed), args.format))
+    made = tables.build(paper, name, records, mixed=args.mixed)
+    if args.intervals:
+        intervals.add(made)
+    print(views.render(made, args.format))
     return 0
 
 
@@ -43,6 +47,7 @@ def add_compare(commands: Any) -> None:
     parser.add_argument("methods", nargs="+", metavar="M[@PRESET]")
     parser.add_argument("--datasets", nargs="+", required=True, metavar="D")
     parser.add_argument("--metric", default=None, metavar="KEY", help="metric key (image and pixel AUROC, AUPRO)")
+    parser.add_argument("--intervals", action="store_true", help="how sure figures are: 95 %% over test pictures")
     parser.add_argument("--plot", type=Path, default=None, metavar="DIR", help="also write a plot per metric here")
     parser.add_argument("--mixed", action="store_true", help="allow records of several protocols, labelled")
     parser.add_argument("--format", choices=FORMATS, default="screen", help="(set for the terminal; md when piped)")
@@ -55,7 +60,8 @@ def compare(args: argparse.Namespace) -> int:
     methods = specs(args.methods)
     wanted = names(args)
     records = [r for r in stored(args) if r["unit"]["dataset"] in wanted]
-    print(views.comparison(records, methods, metric=args.metric, form=args.format, mixed=args.mixed))
+    print(views.comparison(records, methods, metric=args.metric, form=args.format, mixed=args.mixed,
+                           sure=args.intervals))
     if args.plot:
         from benchmarks.report.drawings.comparison import plot
         from benchmarks.report.numbers.compare import comparisons

@@ -77,14 +77,16 @@ def overview(
 
 
 def comparison(
-    records: Iterable[Any], methods: Sequence[str], *, metric: str | None = None, form: str = "md", mixed: bool = False
+    records: Iterable[Any], methods: Sequence[str], *, metric: str | None = None, form: str = "md", mixed: bool = False,
+    sure: bool = False,
 ) -> str:
     """Methods against each other; without `metric` by the usual three. csv is the long form, latex the tables alone.
 
+    sure: with intervals over test pictures, of figures and of differences.
     Raises ReportError when no method has a record, or records are of several protocols and `mixed` is False.
     """
     found = pool(records)
-    made = comparisons(found, methods, [metric] if metric else None, mixed)
+    made = comparisons(found, methods, [metric] if metric else None, mixed, sure)
     if form == "csv":
         return csv_text.long([one.table for one in made])
     if form == "latex":

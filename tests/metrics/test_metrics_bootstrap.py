@@ -147,6 +147,7 @@ def test_draws_are_stratified_seeded_and_paired():
     counts = bootstrap.weights(names, kinds, 500)
     for kind, size in (("good", 10), ("a", 15), ("b", 5)):
         assert (counts[:, kinds == kind].sum(1) == size).all()
+    assert counts.mean(0) == pytest.approx(np.ones(30), abs=0.25)  # five standard errors: each is drawn alike
     assert np.array_equal(counts, bootstrap.weights(names, kinds, 500))
     assert not np.array_equal(counts, bootstrap.weights(names, kinds, 500, seed=1))
     assert not np.array_equal(counts, bootstrap.weights(names[::-1], kinds, 500))

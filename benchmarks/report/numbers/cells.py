@@ -38,6 +38,7 @@ class Cell:
     state: str = ""
     value: float | None = None
     sd: float | None = None
+    interval: tuple[float, float] | None = None  # over test pictures, where asked for (`intervals`)
     n: int = 0
     per_seed: dict[int, float] = field(default_factory=dict)
     present: int = 0

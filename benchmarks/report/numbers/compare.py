@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.report.numbers import significance
+from benchmarks.report.numbers import intervals, significance
 from benchmarks.report.numbers.anything import metric_name
 from benchmarks.report.numbers.cells import Cell
 from benchmarks.report.numbers.pool import Pool, ReportError, check_protocols, why_undefined
@@ -23,6 +23,7 @@ class Comparison:
     """One metric. Values in the unit shown; ranks and tests only over `categories`, those that every method ran.
 
     values: method -> value by category (mean over seeds). left_out: category -> methods that lack it.
+    differences: with intervals, for each pair over all categories, then in each.
     """
 
     metric: str
@@ -36,6 +37,7 @@ class Comparison:
     friedman: float | None = None
     critical_difference: float | None = None
     caveats: list[str] = field(default_factory=list)
+    differences: list[intervals.Difference] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -73,9 +75,13 @@ def on_common_ground(found: Pool, methods: Sequence[str]) -> tuple[list[str], di
 
 
 def comparisons(
-    found: Pool, methods: Sequence[str], metrics: Sequence[str] | None = None, mixed: bool = False
+    found: Pool, methods: Sequence[str], metrics: Sequence[str] | None = None, mixed: bool = False,
+    sure: bool = False,
 ) -> list[Comparison]:
-    """One comparison per metric that any of the methods has. Raises ReportError when there is none."""
+    """One comparison per metric that any of the methods has, with `sure` with intervals over test pictures.
+
+    Raises ReportError when there is none.
+    """
     methods = list(dict.fromkeys(methods))
     have = _metrics(found, methods)
     chosen = [
@@ -94,7 +100,10 @@ def comparisons(
     elif missing := [m for m in metrics if m not in have]:
         raise ReportError(f"no record has the metric {missing[0]!r}; there are {', '.join(sorted(have))}")
     check_protocols(chosen, mixed)
-    return [_compare(found, methods, metric, mixed) for metric in metrics]
+    made = [_compare(found, methods, metric, mixed) for metric in metrics]
+    for one in made if sure else ():
+        _add_intervals(one, found)
+    return made
 
 
 def _metrics(found: Pool, methods: Sequence[str]) -> set[str]:
@@ -142,6 +151,22 @@ def _compare(found: Pool, methods: list[str], metric: str, mixed: bool) -> Compa
         result.critical_difference = significance.critical_difference(result.values)
     _caveats(result)
     return result
+
+
+def _add_intervals(result: Comparison, found: Pool) -> None:
+    """Intervals of the figures, and of the differences of every two methods on the same pictures."""
+    intervals.add(result.table)
+    said: dict[str, None] = {}
+    for pair in result.pairs:
+        each, more = intervals.differences(found, pair.a, pair.b, result.metric, result.categories)
+        result.differences += each
+        said |= more
+    result.caveats += [line for line in said if line not in result.table.notes]
+    if result.differences:
+        result.caveats.append(
+            "Intervals of differences are over test pictures, the same ones for both methods, each at 95 % by itself; "
+            "a method leads where its interval excludes 0. They say nothing of other seeds or other categories."
+        )
 
 
 def _value(cell: Cell) -> float:

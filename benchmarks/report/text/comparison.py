@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.report.numbers.compare import Comparison
 from benchmarks.report.numbers.pool import Pool, cost, device_of
+from benchmarks.report.numbers.significance import Pair
 from benchmarks.report.text import markdown as tables
 from benchmarks.report.text.grid import number
 
@@ -82,7 +83,21 @@ def summaries(result: Comparison, most: int | None = None) -> list[Plain]:
             for p in shown
         ],
     )
-    return [ranks, pairs]
+    return [ranks, pairs, *_differences(result, shown)]
+
+
+def _differences(result: Comparison, shown: Sequence[Pair]) -> list[Plain]:
+    """With intervals: the differences of the pairs shown, over all categories and in each."""
+    pairs = {(p.a, p.b) for p in shown}
+    rows = [
+        (
+            d.a, d.b, d.place or f"all {len(result.categories)}", number(d.value, 2, sign=True),
+            " to ".join(number(end, 2, sign=True) for end in d.interval or ()) or "—", d.verdict,
+        )
+        for d in result.differences if (d.a, d.b) in pairs and (d.place or len(result.categories) > 1)
+    ]
+    heads = ("first", "second", "category", "difference", "95 % interval over pictures", "verdict")
+    return [Plain(f"{result.name}, differences on the same pictures (points)", heads, rows)] if rows else []
 
 
 def _p(value: float | None) -> str:

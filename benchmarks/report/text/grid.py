@@ -80,7 +80,13 @@ def text_of(cell: Cell, kind: str, alone: bool) -> Text:
     need = cell.need
     if kind == "difference":
         change = cell.difference
-        return Text() if change is None else Text(number(change, need.digits, sign=True), value=change, cell=cell)
+        if change is None:
+            return Text()
+        text = number(change, need.digits, sign=True)
+        if cell.interval and cell.printed_value is not None:
+            low, high = cell.interval
+            text += " inside" if low <= cell.printed_value <= high else " outside"
+        return Text(text, value=change, cell=cell)
     if kind == "published" or (alone and cell.printed is not None and not cell.state):
         if cell.printed is None:
             return Text()
@@ -93,6 +99,8 @@ def text_of(cell: Cell, kind: str, alone: bool) -> Text:
     text = number(cell.value, need.digits)
     if cell.sd is not None:
         text += f" ± {number(cell.sd, need.digits)}"
+    if cell.interval:
+        text += f" [{number(cell.interval[0], need.digits)}, {number(cell.interval[1], need.digits)}]"
     if cell.present < cell.of:
         text += f" ({cell.present} of {cell.of})"
     marks = "".join(map(symbol, cell.marks)) + (f"[{cell.protocol}]" if cell.protocol else "")

@@ -1,0 +1,178 @@
+"""How sure figures are: 95 % intervals over test pictures for cells of tables, and of differences between methods.
+
+A figure's interval is that of the mean over categories of the mean over seeds, with pictures drawn within categories,
+the same ones for every method and seed. It says nothing of the spread over seeds, which tables give as ± beside it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.metrics import bootstrap
+from benchmarks.report.numbers.arrays import arrays_of
+from benchmarks.report.numbers.cells import Cell
+from benchmarks.report.numbers.pool import Pool, Record, name_of
+from benchmarks.report.numbers.tables import Table
+
+FEWEST = 5
+"""Anomalous pictures below which an interval is given with a warning."""
+
+LEGEND = (
+    "[a, b]: 95 % interval over test pictures, drawn again within the good ones and within each kind of defect "
+    f"({bootstrap.DRAWS:,} draws); the spread over seeds is not in it. No interval: every draw gave the same figure, "
+    "as after perfect separation, or a line below says why. Published figures lie inside or outside of it."
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Method a minus b in points: over all (`place` empty) or in one category. interval: None if there is none."""
+
+    a: str
+    b: str
+    place: str
+    value: float
+    interval: tuple[float, float] | None
+
+    @property
+    def verdict(self) -> str:
+        """Who leads; only said where the interval excludes 0."""
+        if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
+            return "open"
+        return f"{self.a if self.interval[0] > 0 else self.b} leads"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A metric of one record: its value on each draw, as a fraction, and the pictures it is from."""
+
+    values: np.ndarray
+    pictures: tuple[str, ...]
+    anomalous: int
+
+
+def drawn(record: Record, metric: str) -> Drawn | str:
+    """The draws of a record's metric, or why there are none. Pixel metrics are moved by what the ladder of thresholds
+    takes from the exact figure."""
+    exact = record["metrics"].get(metric)
+    if exact is None:
+        return f"{name_of(record)} has no figure of {metric}"
+    unit, finished = record["unit"], str((record.get("environment") or {}).get("finished", ""))
+    file = (record.get("images") or {}).get("scores")
+    path = str(Path(str(record["path"])).parent / Path(str(file)).name) if file and record.get("path") else ""
+    return _drawn(path, metric, float(exact), finished, f"{unit['dataset']}/{unit['category']}")
+
+
+@lru_cache(maxsize=4096)
+def _drawn(path: str, metric: str, exact: float, finished: str, place: str) -> Drawn | str:
+    arrays = arrays_of({"images": {"scores": path}, "path": path}, counts=True) if path else {}
+    if not arrays:
+        return "no scores beside the record"
+    kinds = arrays["kind"].astype(str)
+    counts = bootstrap.weights(arrays["name"], kinds, seed=zlib.crc32(place.encode()))
+    found = bootstrap.evaluate(arrays, np.vstack([np.ones((1, kinds.size)), counts]), [metric]).get(metric)
+    if found is None:
+        return f"the record keeps no counts for {metric}; run the unit again with --force to get its interval"
+    pictures = tuple(f"{kind}/{name}" for kind, name in zip(kinds, arrays["name"].astype(str), strict=True))
+    return Drawn(found[1:] + (exact - found[0]), pictures, int(arrays["label"].astype(int).sum()))
+
+
+def add(table: Table) -> None:
+    """Give the measured cells of a table their intervals, and say below it what they are and why some are missing."""
+    said: dict[str, None] = {}
+    for cell in (cell for row in table.cells for cell in row if cell.state == "value"):
+        found = _of_cell(cell, said)
+        if found is not None:
+            cell.interval = bootstrap.interval(found)
+    if any(cell.interval for row in table.cells for cell in row):
+        table.notes.append(LEGEND)
+    table.notes += said
+
+
+def _of_cell(cell: Cell, said: dict[str, None]) -> np.ndarray | None:
+    """The draws of a cell's value in the unit shown; adds to `said` why there are none, and warnings."""
+    if cell.need.unit == "count" or not cell.need.metrics or cell.need.metrics[0].partition("/")[0] in (
+        "images", "timing", "memory",
+    ):
+        return None
+    scale = 100.0 if cell.need.unit == "percent" else 1.0
+    parts, values = [], []
+    for metric in cell.need.metrics:
+        places: dict[str, list[tuple[np.ndarray, float]]] = {}
+        for record in cell.records:
+            found = drawn(record, metric)
+            if isinstance(found, str):
+                said[f"No interval for {name_of_unit(record)}: {found}."] = None
+                return None
+            places.setdefault(name_of_place(record), []).append((found.values, record["metrics"][metric]))
+            warn(record, found, said)
+        for seeds in places.values():
+            parts.append(np.mean([draws for draws, _ in seeds], axis=0))
+            values.append(float(np.mean([value for _, value in seeds])))
+    # a cell may show another number than this mean, such as a difference of two columns: no interval is made for it
+    if not parts or cell.value is None or abs(scale * float(np.mean(values)) - cell.value) > 1e-9:
+        return None
+    return scale * np.mean(parts, axis=0)
+
+
+def warn(record: Record, found: Drawn, said: dict[str, None]) -> None:
+    """Say once for a category that it has too few anomalous pictures to trust an interval."""
+    if found.anomalous < FEWEST:
+        said[f"{name_of_place(record)} has {found.anomalous} anomalous pictures: its interval is a guess."] = None
+
+
+def name_of_place(record: Record) -> str:
+    """'mvtec_ad/bottle'."""
+    return f"{record['unit']['dataset']}/{record['unit']['category']}"
+
+
+def name_of_unit(record: Record) -> str:
+    """'padim@wrn50 mvtec_ad/bottle'."""
+    return f"{record['unit']['method']}@{record['unit']['preset']} {name_of_place(record)}"
+
+
+def differences(
+    found: Pool, a: str, b: str, metric: str, places: Sequence[str]
+) -> tuple[list[Difference], dict[str, None]]:
+    """a minus b over all places ('dataset/category') and in each, on the same pictures; and what is to be said of it.
+
+    Over all, a difference needs the draws of every place.
+    """
+    said: dict[str, None] = {}
+    each, values, draws = [], [], []
+    for place in places:
+        dataset, _, category = place.partition("/")
+        sides = [_side(found.get(method, dataset, category).values(), metric, said) for method in (a, b)]
+        exact = [np.mean([r["metrics"][metric] for r in found.get(m, dataset, category).values()]) for m in (a, b)]
+        values.append(100 * float(exact[0] - exact[1]))
+        made = None
+        if sides[0] is not None and sides[1] is not None:
+            if sides[0][1] == sides[1][1]:
+                made = 100 * (sides[0][0] - sides[1][0])
+                draws.append(made)
+            else:
+                said[f"{place}: {a} and {b} were not scored on the same pictures, so no interval."] = None
+        each.append(Difference(a, b, place, values[-1], None if made is None else bootstrap.interval(made)))
+    over = bootstrap.interval(np.mean(draws, axis=0)) if draws and len(draws) == len(places) else None
+    return [Difference(a, b, "", float(np.mean(values)), over), *each], said
+
+
+def _side(
+    records: Iterable[Record], metric: str, said: dict[str, None]
+) -> tuple[np.ndarray, tuple[str, ...]] | None:
+    parts, pictures = [], set()
+    for record in records:
+        one = drawn(record, metric)
+        if isinstance(one, str):
+            said[f"No interval for {name_of_unit(record)}: {one}."] = None
+            return None
+        warn(record, one, said)
+        parts.append(one.values)
+        pictures.add(one.pictures)
+    return (np.mean(parts, axis=0), pictures.pop()) if len(pictures) == 1 else None
