@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from benchmarks.metrics import Scorer, bootstrap
 from benchmarks.report import views
 from benchmarks.report.numbers import compare, intervals
 from benchmarks.report.numbers.pool import pool
+from benchmarks.report.numbers.published import Published
 from benchmarks.report.numbers.tables import generic
+from benchmarks.report.text.grid import text_of
 
 METRICS = ("image_auroc", "aupro@0.3")
 
@@ -89,10 +92,20 @@ def test_a_method_leads_only_where_the_interval_excludes_0(stored):
     assert "a@x leads" in views.comparison(records, ["a@x", "b@x", "c@x"], sure=True, form="html")
 
 
+def test_a_published_figure_lies_inside_or_outside(stored):
+    cell = generic([stored("a@x", "bottle", 2.0)])[0].cells[0][0]
+    cell.interval = (90.0, 92.0)
+    for value, said in (("91", "inside"), ("93.5", "outside")):
+        cell.printed = Published(value, Decimal(value), "percent")
+        assert text_of(cell, "difference", False).text.endswith(said)
+    cell.interval = None
+    assert "side" not in text_of(cell, "difference", False).text
+
+
 def test_records_of_before_and_few_anomalies_are_said(stored):
     old = [stored(m, "bottle", 2.0, counts=False) for m in ("a@x", "b@x")]
     found = compare.comparisons(pool(old), ["a@x", "b@x"], ["aupro@0.3"], sure=True)[0]
-    assert all(d.interval is None and d.verdict == "open" for d in found.differences)
+    assert all(d.interval is None and not d.verdict for d in found.differences)
     assert any("--force" in line for line in (*found.table.notes, *found.caveats))
     image = compare.comparisons(pool(old), ["a@x", "b@x"], ["image_auroc"], sure=True)[0]
     assert image.table.cells[0][0].interval is not None  # scores suffice for these

@@ -42,8 +42,10 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """Who leads; only said where the interval excludes 0."""
-        if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
+        """Who leads; only said where the interval excludes 0. Empty without an interval."""
+        if self.interval is None:
+            return ""
+        if self.interval[0] <= 0 <= self.interval[1]:
             return "open"
         return f"{self.a if self.interval[0] > 0 else self.b} leads"
 

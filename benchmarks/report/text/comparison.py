@@ -92,7 +92,7 @@ def _differences(result: Comparison, shown: Sequence[Pair]) -> list[Plain]:
     rows = [
         (
             d.a, d.b, d.place or f"all {len(result.categories)}", number(d.value, 2, sign=True),
-            " to ".join(number(end, 2, sign=True) for end in d.interval or ()) or "—", d.verdict,
+            " to ".join(number(end, 2, sign=True) for end in d.interval or ()) or "—", d.verdict or "—",
         )
         for d in result.differences if (d.a, d.b) in pairs and (d.place or len(result.categories) > 1)
     ]
