@@ -48,19 +48,34 @@ def evaluate(arrays: Arrays, counts: np.ndarray, wanted: Iterable[str]) -> dict[
 def intervals(
     arrays: Arrays, exact: Mapping[str, float | None], wanted: Iterable[str], draws: int = DRAWS, seed: int = 0
 ) -> dict[str, tuple[float, float] | None]:
-    """The interval of each metric that can have one; `exact`: the metrics themselves. arrays: see `evaluate`."""
-    counts = weights(arrays["name"], arrays["kind"].astype(str), draws, seed)
-    found = evaluate(arrays, counts, wanted)
-    return {key: interval(values) for key, values in found.items()}
+    """The interval of each metric that can have one. arrays: see `evaluate`.
+
+    exact: the metrics themselves; draws are moved by what the ladder takes from them.
+    """
+    kinds = arrays["kind"].astype(str)
+    ones = np.ones((1, kinds.size))
+    found = evaluate(arrays, np.vstack([ones, weights(arrays["name"], kinds, draws, seed)]), wanted)
+    return {
+        key: interval(values[1:] + (exact[key] - values[0]), kinds.size, len(set(kinds.tolist())))
+        for key, values in found.items() if exact.get(key) is not None
+    }
 
 
-def interval(draws: np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:
-    """Percentiles of the draws; None where fewer than nine in ten have a value, or all the same one (perfect
-    separation): such draws say nothing of other pictures."""
+def interval(draws: np.ndarray, pictures: int, kinds: int, level: float = LEVEL) -> tuple[float, float] | None:
+    """Expanded percentiles of the draws (Hesterberg 2015, section 5): plain ones are too close for few pictures.
+
+    pictures, kinds: how many were drawn, within how many kinds, over all categories together; they give the degrees of
+    freedom of Student's t. None where fewer than nine in ten draws have a value, or all the same one (perfect
+    separation): such draws say nothing of other pictures.
+    """
+    from scipy import stats
+
     held = draws[np.isfinite(draws)]
     if held.size < 0.9 * draws.size or not held.size or held.max() - held.min() < 1e-12:
         return None
-    low, high = np.quantile(held, [(1 - level) / 2, (1 + level) / 2])
+    freedom = max(pictures - kinds, 1)
+    tail = stats.norm.sf(stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(pictures / freedom))
+    low, high = np.quantile(held, [tail, 1 - tail])
     return float(low), float(high)
 
 

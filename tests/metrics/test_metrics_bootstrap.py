@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from benchmarks.metrics import Region, Scorer, bootstrap, image_metrics
 
@@ -190,16 +190,25 @@ def test_image_metrics_of_draws_with_ties_and_a_threshold():
 
 
 def test_perfect_separation_and_rare_defects_have_no_interval():
-    assert bootstrap.interval(np.ones(100)) is None
-    assert bootstrap.interval(np.r_[np.full(20, np.nan), np.linspace(0, 1, 80)]) is None
-    low, high = bootstrap.interval(np.linspace(0, 1, 1001))
-    assert (low, high) == (pytest.approx(0.025), pytest.approx(0.975))
+    assert bootstrap.interval(np.ones(100), 40, 3) is None
+    assert bootstrap.interval(np.r_[np.full(20, np.nan), np.linspace(0, 1, 80)], 40, 3) is None
+
+
+def test_intervals_widen_for_few_pictures():
+    """Of normal draws: Student's t of n - k degrees of freedom, and the variance that n pictures in k kinds miss."""
+    draws = stats.norm.ppf((np.arange(200_000) + 0.5) / 200_000)
+    for pictures, kinds in ((12, 3), (40, 3), (5000, 4)):
+        freedom = pictures - kinds
+        want = stats.t.ppf(0.975, freedom) * np.sqrt(pictures / freedom)
+        low, high = bootstrap.interval(draws, pictures, kinds)
+        assert (low, high) == (pytest.approx(-want, rel=2e-3), pytest.approx(want, rel=2e-3))
+    assert want == pytest.approx(1.96, abs=2e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pictures", [40, 83, 200])
 def test_coverage(pictures):
-    """200 trials: a true coverage of 95 % lies above 91 % but once in a hundred times; docs have 1,000."""
+    """200 trials: a true coverage of 95 % lies above 91 % but once in a hundred times."""
     truth = simulated.true_values()
     for metric, (held, of, _) in simulated.coverage(pictures, 200, 500, truth).items():
         assert of == 200

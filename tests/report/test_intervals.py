@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from benchmarks.metrics import Scorer, bootstrap
 from benchmarks.report import views
@@ -64,7 +65,10 @@ def test_cells_get_the_interval_of_their_mean(stored):
     # by hand, from one record: exact for the image metric
     arrays = dict(np.load(Path(records[0]["path"]).with_suffix(".npz")))
     drawn = intervals.drawn(records[0], "image_auroc").values
-    assert bootstrap.interval(drawn)[0] == pytest.approx(np.quantile(drawn, 0.025))
+    tail = stats.norm.sf(stats.t.ppf(0.975, 52) * np.sqrt(55 / 52))
+    single = bootstrap.interval(drawn, 55, 3)
+    assert single == (pytest.approx(np.quantile(drawn, tail)), pytest.approx(np.quantile(drawn, 1 - tail)))
+    assert single[0] < np.quantile(drawn, 0.025)
     assert drawn.mean() == pytest.approx(records[0]["metrics"]["image_auroc"], abs=0.01)
     assert arrays["ladder.background"].shape[0] == 55
 

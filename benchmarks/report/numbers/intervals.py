@@ -57,6 +57,12 @@ class Drawn:
     values: np.ndarray
     pictures: tuple[str, ...]
     anomalous: int
+    kinds: int  # of pictures, the good ones included: draws are within each
+
+    @property
+    def size(self) -> np.ndarray:
+        """Pictures and kinds, as `bootstrap.interval` takes them."""
+        return np.array([len(self.pictures), self.kinds])
 
 
 def drawn(record: Record, metric: str) -> Drawn | str:
@@ -82,7 +88,8 @@ def _drawn(path: str, metric: str, exact: float, finished: str, place: str) -> D
     if found is None:
         return f"the record keeps no counts for {metric}; run the unit again with --force to get its interval"
     pictures = tuple(f"{kind}/{name}" for kind, name in zip(kinds, arrays["name"].astype(str), strict=True))
-    return Drawn(found[1:] + (exact - found[0]), pictures, int(arrays["label"].astype(int).sum()))
+    return Drawn(found[1:] + (exact - found[0]), pictures, int(arrays["label"].astype(int).sum()),
+                 len(set(kinds.tolist())))
 
 
 def add(table: Table) -> None:
@@ -91,20 +98,24 @@ def add(table: Table) -> None:
     for cell in (cell for row in table.cells for cell in row if cell.state == "value"):
         found = _of_cell(cell, said)
         if found is not None:
-            cell.interval = bootstrap.interval(found)
+            cell.interval = bootstrap.interval(found[0], *found[1])
     if any(cell.interval for row in table.cells for cell in row):
         table.notes.append(LEGEND)
     table.notes += said
 
 
-def _of_cell(cell: Cell, said: dict[str, None]) -> np.ndarray | None:
-    """The draws of a cell's value in the unit shown; adds to `said` why there are none, and warnings."""
+def _of_cell(cell: Cell, said: dict[str, None]) -> tuple[np.ndarray, np.ndarray] | None:
+    """The draws of a cell's value in the unit shown, and how many pictures and kinds they are of.
+
+    Adds to `said` why there are none, and warnings.
+    """
     if cell.need.unit == "count" or not cell.need.metrics or cell.need.metrics[0].partition("/")[0] in (
         "images", "timing", "memory",
     ):
         return None
     scale = 100.0 if cell.need.unit == "percent" else 1.0
     parts, values = [], []
+    sizes: dict[str, np.ndarray] = {}
     for metric in cell.need.metrics:
         places: dict[str, list[tuple[np.ndarray, float]]] = {}
         for record in cell.records:
@@ -113,6 +124,7 @@ def _of_cell(cell: Cell, said: dict[str, None]) -> np.ndarray | None:
                 said[f"No interval for {name_of_unit(record)}: {found}."] = None
                 return None
             places.setdefault(name_of_place(record), []).append((found.values, record["metrics"][metric]))
+            sizes[name_of_place(record)] = found.size
             warn(record, found, said)
         for seeds in places.values():
             parts.append(np.mean([draws for draws, _ in seeds], axis=0))
@@ -120,7 +132,7 @@ def _of_cell(cell: Cell, said: dict[str, None]) -> np.ndarray | None:
     # a cell may show another number than this mean, such as a difference of two columns: no interval is made for it
     if not parts or cell.value is None or abs(scale * float(np.mean(values)) - cell.value) > 1e-9:
         return None
-    return scale * np.mean(parts, axis=0)
+    return scale * np.mean(parts, axis=0), sum(sizes.values())
 
 
 def warn(record: Record, found: Drawn, said: dict[str, None]) -> None:
@@ -147,7 +159,7 @@ def differences(
     Over all, a difference needs the draws of every place.
     """
     said: dict[str, None] = {}
-    each, values, draws = [], [], []
+    each, values, draws, sizes = [], [], [], []
     for place in places:
         dataset, _, category = place.partition("/")
         sides = [_side(found.get(method, dataset, category).values(), metric, said) for method in (a, b)]
@@ -158,16 +170,19 @@ def differences(
             if sides[0][1] == sides[1][1]:
                 made = 100 * (sides[0][0] - sides[1][0])
                 draws.append(made)
+                sizes.append(sides[0][2])
             else:
                 said[f"{place}: {a} and {b} were not scored on the same pictures, so no interval."] = None
-        each.append(Difference(a, b, place, values[-1], None if made is None else bootstrap.interval(made)))
-    over = bootstrap.interval(np.mean(draws, axis=0)) if draws and len(draws) == len(places) else None
+        known = None if made is None else bootstrap.interval(made, *sizes[-1])
+        each.append(Difference(a, b, place, values[-1], known))
+    whole = bool(draws) and len(draws) == len(places)
+    over = bootstrap.interval(np.mean(draws, axis=0), *sum(sizes)) if whole else None
     return [Difference(a, b, "", float(np.mean(values)), over), *each], said
 
 
 def _side(
     records: Iterable[Record], metric: str, said: dict[str, None]
-) -> tuple[np.ndarray, tuple[str, ...]] | None:
+) -> tuple[np.ndarray, tuple[str, ...], np.ndarray] | None:
     parts, pictures = [], set()
     for record in records:
         one = drawn(record, metric)
@@ -177,4 +192,4 @@ def _side(
         warn(record, one, said)
         parts.append(one.values)
         pictures.add(one.pictures)
-    return (np.mean(parts, axis=0), pictures.pop()) if len(pictures) == 1 else None
+    return (np.mean(parts, axis=0), pictures.pop(), one.size) if len(pictures) == 1 else None
