@@ -74,7 +74,12 @@ def entries() -> dict[str, Entry]:
         try:
             tree = ast.parse(source, str(path))
         except SyntaxError as error:
-            raise ModelError(f"{path.name}, line {error.lineno}: {error.msg}; the file cannot be read") from error
+            told = f"{path.name}, line {error.lineno}: {error.msg}; the file cannot be read"
+            if path.parent.parent == HERE:
+                raise ModelError(told) from error
+            # a file that is being written must not stop what has nothing to do with it
+            print(f"{told}, so its methods are missing", file=sys.stderr)
+            continue
         for node in tree.body:
             if isinstance(node, ast.ClassDef):
                 for entry in _decorations(node, path):

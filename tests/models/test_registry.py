@@ -71,11 +71,19 @@ def test_a_name_used_twice_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
         registry.entries.cache_clear()
 
 
-def test_a_broken_method_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_method_file_is_named_and_stops_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "broken.py").write_text('@register("x")\nclass A(:\n')
+    (tmp_path / "whole.py").write_text('@register("whole")\nclass A:\n    pass\n')
     monkeypatch.setenv("BENCH_METHODS", str(tmp_path))
     registry.entries.cache_clear()
     try:
+        assert {"whole", "patchcore"} <= registry.entries().keys()
+        assert "broken.py, line 2" in capsys.readouterr().err
+        monkeypatch.setattr(registry, "HERE", tmp_path.parent)  # a file of the harness itself does stop it
+        monkeypatch.setattr(registry, "ROOMS", (tmp_path.name,))
+        registry.entries.cache_clear()
         with pytest.raises(ModelError, match=r"broken.py, line 2"):
             registry.entries()
     finally:
