@@ -21,7 +21,7 @@ from models.base import Context, Images, ModelError, Prediction, Progress, no_pr
 from models.nn.preprocess import imagenet
 from models.nn.textures import Textures
 from models.nn.trained import Trained, TrainedConfig
-from models.nn.training import generator, split
+from models.nn.training import split
 from models.nn.transfer import Ahead, Packed
 from models.registry import register
 from models.weights import load_into
@@ -78,7 +78,7 @@ class EfficientAd(Trained):
         if validation is not None and len(validation):
             used, held = pictures, self._pictures(validation)
         self._teacher_statistics(used)
-        own, device = generator(self.context, "penalty"), self.context.device
+        device = self.context.device
         low, high = config.size // 2, config.size // 2 + config.size
 
         def drawn(count: int, random: torch.Generator) -> tuple[Packed, str, float]:
@@ -92,7 +92,7 @@ class EfficientAd(Trained):
 
         def step(indices: Tensor, noise: torch.Generator) -> Tensor:
             x = used[indices]
-            natural, kind, factor = drawn(1, own) if device.type == "cpu" else ahead(1)
+            natural, kind, factor = ahead(1)
             return self._loss(x, getattr(functional, f"adjust_{kind}")(x, factor), *natural.arrive())
 
         model.student.requires_grad_(True)

@@ -28,7 +28,7 @@ from models.nn.focal import focal_loss
 from models.nn.perlin import perlin_noise
 from models.nn.smooth import gaussian_smooth
 from models.nn.trained import Trained, TrainedConfig
-from models.nn.training import generator
+from models.nn.training import step_generator
 from models.nn.transfer import together
 from models.registry import register
 
@@ -80,12 +80,11 @@ class SuperSimpleNet(Trained):
     def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
         pictures, lr = self._pictures(train), self.config.lr
         adaptor, heads = self.trained["adaptor"], self.trained["heads"]
-        masks = generator(self.context, "masks")
 
         def step(indices: Tensor, noise: torch.Generator) -> Tensor:
             raw = self._features(pictures[indices])
             both = (2 * len(raw), *raw.shape[1:])
-            mask = anomalies((both[0], *both[2:]), self.config.threshold, masks, raw.device)
+            mask = anomalies((both[0], *both[2:]), self.config.threshold, step_generator(), raw.device)
             added = torch.randn(both, generator=noise, device=raw.device) * self.config.noise * mask
             adapted = adaptor(raw).repeat(2, 1, 1, 1) + added
             seen = adapted if self.config.adapt_scores else raw.repeat(2, 1, 1, 1) + added

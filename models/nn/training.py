@@ -70,6 +70,14 @@ def generator(context: Context, name: str, device: torch.device | str = "cpu") -
     return torch.Generator(device).manual_seed(seed)
 
 
+def step_generator() -> torch.Generator:
+    """A CPU generator for one step of `train`, seeded from torch's global state, which checkpoints restore.
+
+    One that is made before a training and drawn from in its steps would start anew when the training is resumed.
+    """
+    return torch.Generator().manual_seed(int(torch.randint(2**62, (1,))))
+
+
 def split(count: int, fraction: float, context: Context, *, minimum: int = MIN_PICTURES) -> tuple[list[int], list[int]]:
     """Indices (training, held back), each sorted; `fraction` of `count` pictures is held back, at least one.
 

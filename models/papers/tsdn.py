@@ -26,7 +26,7 @@ from models.nn.smooth import gaussian_smooth
 from models.nn.ssim import WINDOW, ssim
 from models.nn.superpixels import choose, counted, label_all, paint
 from models.nn.trained import Trained, TrainedConfig
-from models.nn.training import autocast, generator
+from models.nn.training import autocast, generator, step_generator
 from models.nn.transfer import together
 from models.nn.unet import Decoder, pyramid
 from models.registry import register
@@ -182,9 +182,7 @@ class TSDN(Trained):
         present = None if labels is None else counted(labels)
 
         def step(indices: Tensor, _: torch.Generator) -> dict[str, Tensor]:
-            # the filling's seed comes from torch's global state, which checkpoints restore
-            random = torch.Generator().manual_seed(int(torch.randint(2**62, (1,))))
-            drawn = () if present is None else (self._choose(present[indices], random),)
+            drawn = () if present is None else (self._choose(present[indices], step_generator()),)
             places, *table = together(device, indices, *drawn)  # the step's only copy
             clean = pictures[places]
             return self._losses(clean, *self._filled(clean, None if labels is None else labels[places], *table))
