@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from benchmarks.metrics.ranks import MetricError
 
@@ -41,6 +40,8 @@ def components(truth: np.ndarray) -> tuple[np.ndarray, int]:
     numbers = np.zeros(truth.shape, np.int32)
     if rows.size == 0:
         return numbers, 0
+    from scipy import ndimage
+
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # labelling is the slow part, so only there
     numbers[box], count = ndimage.label(truth[box], np.ones((3, 3), np.int8))
     return numbers, count
