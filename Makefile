@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DATA_ROOT ?=
 WEIGHTS ?= auto
+WORKERS ?= 2
 
 .PHONY: reproduce test test-all test-gpu lint demo baseline clean
 
@@ -14,7 +15,7 @@ demo: $(VENV)/.run
 	$(BIN)/python run_benchmark.py demo
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest -m "not slow and not gpu" --timeout 600
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" --timeout 600 -n $(WORKERS) --dist loadfile
 
 test-gpu: $(VENV)/.dev  ## what a GPU must show before its numbers count; ends with a verdict and gpu_verdict.json
 	$(BIN)/python -m pytest tests/gpu -m gpu --timeout 600
