@@ -197,7 +197,7 @@ def test_read_only_results(cli: Cli, data_root: Path, tmp_path: Path) -> None:
 def test_results_below_a_file_cannot_be_written(cli: Cli, data_root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     done = cli(*run_args(data_root, tmp_path / "file" / "r", "--methods", "fake"))
-    assert done.returncode == 1 and "choose another --results DIR" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "choose another --results DIR" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_settings_are_another_record_and_marked(cli: Cli, data_root: Path, tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_the_command_says_what_it_did(source: Path, tmp_path: Path, cli: Cli) ->
     assert cli(*call).returncode == 2
     done = cli(*call, "--unannotated", "leave")
     assert done.returncode == 0, done.stderr
-    for words in ("train/good: 5", "test/good: 1", "test/dent: 1", "left out, first extra.png", "plate.masks.png",
+    for words in ("train/good: 5", "test/good: 1", "test/dent: 1", "left out: 1, first extra.png", "plate.masks.png",
                   "run --datasets own --categories plate"):
         assert words in done.stdout
     assert "write DATASET/CATEGORY" in cli("prepare", source, "--as", "own").stderr
