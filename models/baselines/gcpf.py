@@ -21,13 +21,13 @@ from torch import Tensor
 
 from models.base import Config, Context, Detector, Images, ModelError, Prediction, Progress, no_progress
 from models.features import RESNET18, STAGES, WIDE50, backbone, extract
+from models.nn.clusters import BLOCK, k_means
 from models.nn.preprocess import Preprocess
 from models.nn.smooth import gaussian_smooth
 from models.nn.training import generator
 from models.registry import register
 
 MOVED = 0.1  # sum of the shifts below which clustering ends
-BLOCK = 8192  # vectors per product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +108,7 @@ def clustered(x: Tensor, means: Tensor, rounds: int) -> tuple[Tensor, Tensor, in
 
     k-means first; the shift of a round is the norm of all means' (and covariances') change.
     """
-    for _ in range(rounds):
-        own = torch.cat([torch.cdist(part, means).argmin(1) for part in x.split(BLOCK)])
-        after = torch.stack([x[own == k].mean(0) if (own == k).any() else means[k] for k in range(len(means))])
-        moved, means = float((after - means).norm()), after
-        if moved < MOVED:
-            break
+    means, own = k_means(x, means, rounds, MOVED)
     covariances = torch.eye(x.shape[1], device=x.device).repeat(len(means), 1, 1)
     for done in range(rounds + 1):
         pairs = [ledoit_wolf(x[own == k]) if (own == k).sum() > 1 else (means[k], covariances[k])

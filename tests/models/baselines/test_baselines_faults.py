@@ -240,6 +240,15 @@ FAULTS = [
     *faults("vae", (
         "1 - log_variance", "1 + log_variance", "test_bound_is_the_gaussians_log_likelihood_and_divergence",
     )),
+    *faults(
+        "cnn_dict",
+        ("rows[knn(centres, rows)[1][:, 0]]", "centres",
+         "test_components_are_those_of_95_percent_and_entries_are_real_descriptors"),
+        ("self.config.nearest)[0].mean(1)", "self.config.nearest)[0].sum(1)",
+         "test_map_is_the_mean_over_patches_of_the_distance_to_the_dictionary"),
+        ("(rows - self.mean) @", "rows @",
+         "test_map_is_the_mean_over_patches_of_the_distance_to_the_dictionary"),
+    ),
     *faults("patch_svdd", (
         "total *= spread_over", "total = total + spread_over", "test_map_is_the_product_of_distances_at_both_sizes",
     )),
