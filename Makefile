@@ -18,7 +18,7 @@ test: $(VENV)/.dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" --timeout 600 -n $(WORKERS) --dist loadfile
 
 test-gpu: $(VENV)/.dev  ## what a GPU must show before its numbers count; ends with a verdict and gpu_verdict.json
-	$(BIN)/python -m pytest tests/gpu -m gpu --timeout 600
+	$(BIN)/python -m tests.gpu
 
 test-all: $(VENV)/.dev lint
 	$(BIN)/python -m pytest --timeout 3600

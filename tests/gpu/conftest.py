@@ -1,4 +1,4 @@
-"""The GPU for `pytest -m gpu`, what its tests found, and one verdict at their end.
+"""The GPU for `pytest -m gpu`, and where its tests leave what they found; `python -m tests.gpu` makes a verdict of it.
 
 GPU=pretended runs them dry, on the pretended GPU and on small pictures: it shows that the checks themselves work, and
 says nothing of a GPU. What needs a process of its own is then skipped.
@@ -8,19 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
-FINDINGS = pytest.StashKey[dict[str, Any]]()
 DRY = os.environ.get("GPU") == "pretended"
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[FINDINGS] = {}
 
 
 @pytest.fixture
@@ -55,34 +49,6 @@ def real_gpu(gpu: torch.device) -> torch.device:
 
 
 @pytest.fixture
-def finding(request: pytest.FixtureRequest) -> Any:
+def finding(record_property: Callable[[str, object], None]) -> Callable[[str, Any], None]:
     """`finding(name, value)` puts a figure into the verdict's JSON, under the test's own name."""
-    def keep(name: str, value: Any) -> None:
-        request.config.stash[FINDINGS].setdefault(request.node.originalname, {})[name] = value
-
-    return keep
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """With `-m gpu`: a line that says whether this GPU can be trusted, and a JSON file of everything found."""
-    if "gpu" not in config.option.markexpr.split() or "not gpu" in config.option.markexpr:
-        return
-    counts = {name: len(terminalreporter.stats.get(name, [])) for name in ("passed", "failed", "error", "skipped")}
-    failed = [report.nodeid.partition("::")[2] for name in ("failed", "error")
-              for report in terminalreporter.stats.get(name, [])]
-    if not counts["passed"] and not failed:
-        terminalreporter.write_line("GPU verdict: none, since torch can use no GPU here; nothing was run")
-        return
-    if DRY:
-        terminalreporter.write_line(
-            f"GPU verdict: none, since the GPU was pretended ({counts['passed']} checks passed, {len(failed)} failed)"
-        )
-        return
-    verdict = "as on the CPU, repeatable, resumable" if not failed else f"NOT to be trusted: {', '.join(failed)}"
-    terminalreporter.write_line(
-        f"GPU verdict: {torch.cuda.get_device_name()}: {verdict} ({counts['passed']} checks passed, "
-        f"{counts['skipped']} skipped)"
-    )
-    out = Path(os.environ.get("GPU_VERDICT", "gpu_verdict.json"))
-    out.write_text(json.dumps({"verdict": verdict, **counts, "findings": config.stash[FINDINGS]}, indent=1) + "\n")
-    terminalreporter.write_line(f"written to {out}")
+    return lambda name, value: record_property(name, json.dumps(value))
