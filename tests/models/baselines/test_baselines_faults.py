@@ -249,6 +249,17 @@ FAULTS = [
         ("(rows - self.mean) @", "rows @",
          "test_map_is_the_mean_over_patches_of_the_distance_to_the_dictionary"),
     ),
+    *faults(
+        "f_anogan",
+        ("loss = distance + config.penalty * penalty", "loss = distance",
+         "test_the_critics_loss_holds_the_penalty"),
+        ("critic(fake).mean() - critic(real).mean()", "critic(real).mean() - critic(fake).mean()",
+         "test_critic_loss_and_penalty_by_hand"),
+        ("real + mix * (fake - real)", "fake", "test_the_penalty_is_taken_between_real_and_fake"),
+        ("% config.critic_steps == 0", "% config.critic_steps >= 0",
+         "test_the_generator_moves_at_every_last_step_of_the_critic_only"),
+        ("self.config.kappa * apart", "apart", "test_score_and_map_are_the_residuals"),
+    ),
     *faults("patch_svdd", (
         "total *= spread_over", "total = total + spread_over", "test_map_is_the_product_of_distances_at_both_sizes",
     )),
