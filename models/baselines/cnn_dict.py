@@ -7,9 +7,8 @@ Neither paper came with code, and MVTec AD's figures are from Bergmann's own imp
 (shikharmn/CNN-Feature-Dictionary at eb5e863, which differs from the recipe: ResNeXt-101, descriptors standardised,
 squared distances to the 3 nearest entries). From the recipe: all of the above. Not public, and chosen here: the
 distance is to the nearest entry (`nearest`); the components are not scaled after the PCA; a patch is enlarged to the
-224 px of ResNet's training and normalised as ImageNet's pictures; k-means starts from drawn
-descriptors; 10,000 patches at random places, neither turned nor mirrored (the recipe augments); score = the map's
-maximum.
+224 px of ResNet's training and normalised as ImageNet's pictures; k-means starts from drawn descriptors; 10,000 patches
+at random places, neither turned nor mirrored (the recipe augments); score = the map's maximum.
 """
 
 from __future__ import annotations

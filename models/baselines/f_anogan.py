@@ -6,10 +6,10 @@ G(E(x)) + kappa x mean squared error of the critic's last features; map = |x - G
 with the authors' code (tSchlegl/f-AnoGAN, wgangp_64x64.py at 798c8bf, z_encoding_izif.py and anomaly_detection.py at
 a73a92e). The same: residual networks of 64 px and width 64, layer norm in the critic, batch norm in generator and
 encoder, 128 codes from N(0, 1), values in [-1, 1], Adam 1e-4 with betas 0 and 0.9, five steps of the critic to one of
-the generator, penalty 10, batch 64; encoder by RMSprop 5e-5 in 50,000 steps, kappa 1, mirrored at random. Left:
-colours instead of grey; codes end in tanh as the paper has it (the committed code has that switched off); the code
-counts epochs over pictures that are not public, so that the 50,000 steps of the critic are ours; the generator steps on
-the codes of the critic's fifth step; torch's momentum of batch norms. Neither MVTec AD nor a map is in the code. It is
+the generator, penalty 10, batch 64; encoder by RMSprop 5e-5 in 50,000 steps, kappa 1, mirrored at random. Left: colours
+instead of grey; codes end in tanh as the paper has it (the committed code has that switched off); the code counts
+epochs over pictures that are not public, so that the 50,000 steps of the critic are ours; the generator steps on the
+codes of the critic's fifth step; torch's momentum of batch norms. Neither MVTec AD nor a map is in the code. It is
 another method than AnoGAN (2017), which searches for each picture's code by descent and is not built here.
 """
 

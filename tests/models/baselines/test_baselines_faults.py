@@ -260,6 +260,14 @@ FAULTS = [
          "test_the_generator_moves_at_every_last_step_of_the_critic_only"),
         ("self.config.kappa * apart", "apart", "test_score_and_map_are_the_residuals"),
     ),
+    *faults(
+        "anovit",
+        ("[:, encoder.num_prefix_tokens :]", "[:, : -encoder.num_prefix_tokens]", "test_the_class_token_is_left_out"),
+        ("align_corners=True", "align_corners=False", "test_tokens_lie_on_their_grid_and_corners_are_aligned"),
+        ("Prediction(maps, smooth.flatten(1).amax(1)", "Prediction(maps, None",
+         "test_map_and_score_are_of_two_widths_of_the_squared_error"),
+        ("x = pictures[learn[indices]]", "x = pictures[indices]", "test_held_out_pictures_are_not_trained_on"),
+    ),
     *faults("patch_svdd", (
         "total *= spread_over", "total = total + spread_over", "test_map_is_the_product_of_distances_at_both_sizes",
     )),
