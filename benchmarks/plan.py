@@ -89,7 +89,7 @@ def make_plan(
 ) -> Plan:
     """Jobs for every combination, grouped by category so that units can share decoded pictures and features.
 
-    Raises UsageError for unknown methods, presets, fields, datasets and categories.
+    Raises UsageError for unknown methods, presets, fields, datasets and categories, and when there is nothing to run.
     """
     combinations = []
     absent: dict[str, tuple[str, ...]] = {}
@@ -111,7 +111,13 @@ def make_plan(
             f"unknown category {first!r}{near(first, known)}; under {options.data_root} there are: "
             f"{', '.join(known) or 'none'}"
         )
-    return plan_units(combinations, options, seeds, absent)
+    plan = plan_units(combinations, options, seeds, absent)
+    if not plan.jobs and not plan.unreadable:
+        raise UsageError(
+            f"nothing to run: no category of {', '.join(wanted)} is under {options.data_root}; "
+            f"`run_benchmark.py list datasets --data-root {options.data_root}` shows what is found"
+        )
+    return plan
 
 
 def plan_units(

@@ -166,11 +166,10 @@ def _few(names: list[str], most: int = 4) -> str:
 
 def stored(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The newest record of each unit under --results; broken ones are named."""
-    from benchmarks.store import Store, latest
+    from benchmarks import api
 
-    store = Store(args.results)
-    records = latest(store.records())
-    for path, why in store.broken.items():
+    records, broken = api.stored(args.results)
+    for path, why in broken.items():
         say(f"left out {path}: {why}")
     return records
 

@@ -28,18 +28,12 @@ def add_run(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Every method on every category of the datasets."""
-    from benchmarks.errors import UsageError
     from benchmarks.plan import make_plan, weights_needed
     from benchmarks.report import views
 
     plan = make_plan(
         args.methods, args.datasets, arguments.options(args), categories=args.categories, seeds=arguments.seeds(args),
     )
-    if not plan.jobs and not plan.unreadable:
-        raise UsageError(
-            f"nothing to run: no category of {', '.join(args.datasets)} is under {args.data_root}; "
-            f"`run_benchmark.py list datasets --data-root {args.data_root}` shows what is found"
-        )
     if args.dry_run:
         from benchmarks.preview import preview
         from benchmarks.store import Store
@@ -67,7 +61,7 @@ def add_reproduce(commands: Any) -> None:
 
 def reproduce(args: argparse.Namespace) -> int:
     """The units behind the tables, then the tables, and with --keep-maps figures too."""
-    from benchmarks import reproduce as tables
+    from benchmarks import papers as tables
     from benchmarks.errors import UsageError
     from benchmarks.report import views
     from benchmarks.store import Store
@@ -141,7 +135,7 @@ def demo(args: argparse.Namespace) -> int:
     """Embedded data through every method that has a `demo` preset, and through methods without presets (new ones)."""
     from dataclasses import replace
 
-    from benchmarks import reproduce as tables
+    from benchmarks import papers as tables
     from benchmarks.plan import make_plan
     from benchmarks.report import views
     from benchmarks.store import Store
@@ -177,35 +171,20 @@ def _demo_preset(spec: str) -> str:
 
 def _launch(args: argparse.Namespace, plan: Plan) -> tuple[int, list[dict[str, Any]]]:
     """Run what is missing and say what happened; the exit code and the finished records of the whole plan."""
-    from benchmarks.launchers import local
-    from benchmarks.launchers.common import Outcome
-    from benchmarks.store import Store
+    from benchmarks import api
 
-    store = Store(args.results)
-    if args.force:
-        for job in plan.jobs:
-            store.retire(job)
-    jobs = plan.open(store)
-    broken = dict(store.broken)
-    outcome = Outcome()
-    if jobs and args.launcher == "ray":
-        from benchmarks.launchers import ray
-
-        outcome = ray.run(jobs, workers=args.workers, quiet=args.quiet, address=args.address)
-    elif jobs:
-        outcome = local.run(jobs, workers=args.workers, quiet=args.quiet)
-    done = len(plan.jobs) - len(jobs) + outcome.resumed  # the latter by another run on the same results, meanwhile
-    records = [r for job in plan.jobs if (r := store.load(job)) is not None]
-    say(f"{count(len(plan.jobs), 'unit')}: {outcome.finished} run now, {done} finished before, {len(outcome.failed)} "
-        "failed")
-    for path, why in broken.items():
+    ran = api.launch(plan, args.results, force=args.force, launcher=args.launcher, address=args.address,
+                     workers=args.workers, quiet=args.quiet)
+    say(f"{count(len(plan.jobs), 'unit')}: {ran.outcome.finished} run now, {ran.done} finished before, "
+        f"{len(ran.outcome.failed)} failed")
+    for path, why in ran.broken.items():
         say(f"broken record run again: {path}: {why}")
     for dataset, names in plan.absent.items():
         if names:
             say(f"{dataset}: not under the data root, missing in the tables: {', '.join(names)}")
-    for line in together((*plan.unreadable.items(), *outcome.failed.items())):
+    for line in together(ran.failed.items()):
         say(f"FAILED {line}")
-    if outcome.stopped:
+    if ran.outcome.stopped:
         say("stopped before the end; finished units are stored, the same command goes on from here")
-        return 130, records
-    return int(bool(outcome.failed or plan.unreadable)), records
+        return 130, ran.records
+    return int(bool(ran.failed)), ran.records

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.commands.common import add, count, names, samples, say, specs, stored
 
-FORMATS = ("md", "latex", "csv", "html")
+FORMATS = ("md", "latex", "csv", "csv-long", "html")
 
 
 def add_table(commands: Any) -> None:
@@ -24,19 +24,10 @@ def add_table(commands: Any) -> None:
 
 def table(args: argparse.Namespace) -> int:
     """One table of a paper, published and measured side by side."""
-    from benchmarks import reproduce
-    from benchmarks.errors import UsageError
+    from benchmarks import api
     from benchmarks.report import views
-    from benchmarks.report.numbers import intervals, suites, tables
 
-    paper, _, name = args.table.partition("/")
-    if not name:
-        there = ", ".join(f"{paper}/{table.name}" for table in suites.load(paper).tables)
-        raise UsageError(f"table {paper}: name one of its tables: {there}")
-    records = [*stored(args), *reproduce.counted([paper], name, args.data_root)]
-    made = tables.build(paper, name, records, mixed=args.mixed)
-    if args.intervals:
-        intervals.add(made)
+    made = api.build_table(args.table, stored(args), args.data_root, intervals=args.intervals, mixed=args.mixed)
     print(views.render(made, args.format))
     return 0
 

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -98,11 +99,24 @@ def start(index: int, workers: int) -> Worker:
     resource_tracker.ensure_running()
     old = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
-        process.start()
+        with _without_main():
+            process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
     theirs.close()
     return Worker(process, ours, index)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Spawn would run the user's script once more in each worker, which needs nothing of it."""
+    main = sys.modules["__main__"]
+    held = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__dict__.update(held)
 
 
 def work(pipe: Connection, threads: int, index: int) -> None:

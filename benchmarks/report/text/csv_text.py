@@ -5,43 +5,53 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from benchmarks.report.numbers.pool import Pool, cost, device_of
 from benchmarks.report.numbers.tables import Table
 from benchmarks.report.text.grid import grid
 
 LONG = (
-    "paper", "table", "row_group", "row", "column_group", "column", "source", "state", "value", "sd", "seeds", "unit",
-    "metric", "method", "dataset", "categories", "present", "of", "rank", "marks", "protocol", "note",
+    "paper", "table", "row_group", "row", "column_group", "column", "source", "state", "value", "sd", "low", "high",
+    "seeds", "unit", "metric", "method", "dataset", "categories", "present", "of", "rank", "marks", "protocol", "note",
 )
 
 
 def long(tables: Sequence[Table]) -> str:
-    """One line per figure, unrounded: published and measured of every cell."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(LONG)
+    """One line per figure: published and measured of every cell, the published ones with the digits printed."""
+    rows = long_rows(tables)
+    return _csv(LONG, [row | {"value": row["printed"]} if row["printed"] is not None else row for row in rows])
+
+
+def long_rows(tables: Sequence[Table]) -> list[dict[str, Any]]:
+    """The same as values by the names of LONG; `printed` besides is the text of a published figure."""
+    rows = []
     for table in tables:
         for row, cells in zip(table.rows, table.cells, strict=True):
             for column, cell in zip(table.columns, cells, strict=True):
-                need = cell.need
-                where = [table.spec.paper, table.spec.name, row.group, row.label, column.group, column.label]
-                what = [need.unit, " ".join(need.metrics)]
-                place = [need.dataset, " ".join(need.categories)]
-                if cell.printed is not None:
-                    p = cell.printed
-                    state = "value" if p.text else "missing"
-                    writer.writerow([
-                        *where, "published", state, p.text, "", "", *what, "", *place, "", "",
-                        cell.printed_rank or "", " ".join(cell.printed_marks), "", p.note,
-                    ])
+                need, p = cell.need, cell.printed
+                about = dict.fromkeys(LONG) | {
+                    "paper": table.spec.paper, "table": table.spec.name, "row_group": row.group, "row": row.label,
+                    "column_group": column.group, "column": column.label, "unit": need.unit,
+                    "metric": " ".join(need.metrics), "dataset": need.dataset, "categories": " ".join(need.categories),
+                    "printed": None,
+                }
+                if p is not None:
+                    rows.append(about | {
+                        "source": "published", "state": "value" if p.text else "missing", "value": cell.printed_value,
+                        "printed": p.text, "rank": cell.printed_rank or None, "marks": " ".join(cell.printed_marks),
+                        "note": p.note,
+                    })
                 if cell.state:
-                    writer.writerow([
-                        *where, "measured", cell.state, _raw(cell.value), _raw(cell.sd), cell.n or "", *what,
-                        need.method, *place, cell.present, cell.of, cell.rank or "", " ".join(cell.marks),
-                        cell.protocol, cell.reason,
-                    ])
-    return out.getvalue()
+                    low, high = cell.interval or (None, None)
+                    rows.append(about | {
+                        "source": "measured", "state": cell.state, "value": _round(cell.value),
+                        "sd": _round(cell.sd), "low": _round(low), "high": _round(high),
+                        "seeds": cell.n or None, "method": need.method, "present": cell.present, "of": cell.of,
+                        "rank": cell.rank or None, "marks": " ".join(cell.marks), "protocol": cell.protocol,
+                        "note": cell.reason,
+                    })
+    return rows
 
 
 TIDY = (
@@ -53,25 +63,36 @@ TIDY = (
 
 def tidy(found: Pool) -> str:
     """One line for each metric of each unit, as fractions, for pandas, R or a spreadsheet; costs as `cost` has them."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(TIDY)
+    return _csv(TIDY, tidy_rows(found))
+
+
+def tidy_rows(found: Pool) -> list[dict[str, Any]]:
+    """The same as values by the names of TIDY."""
+    rows = []
     for key in sorted(found.units):
         for _, record in sorted(found.units[key].items()):
-            unit, environment = record["unit"], record.get("environment") or {}
-            protocol, undefined = record["protocol"], record.get("undefined") or {}
-            about = [
-                " ".join(record.get("marks") or ()), *(protocol.get(k) for k in TIDY[9:12]),
-                *(_raw(cost(record, "timing", k)) for k in TIDY[12:15]),
-                *(_raw(cost(record, "memory", k)) for k in TIDY[15:17]), device_of(record),
-                " ".join(sorted(record.get("weights") or ())), record.get("config_hash"),
-                record.get("dataset_fingerprint"), environment.get("git_commit"), environment.get("finished"),
+            environment, undefined = record.get("environment") or {}, record.get("undefined") or {}
+            about = {
+                **{k: record["unit"][k] for k in TIDY[:5]}, "marks": " ".join(record.get("marks") or ()),
+                **{k: record["protocol"].get(k) for k in TIDY[9:12]},
+                **{k: cost(record, "timing", k) for k in TIDY[12:15]},
+                **{k: cost(record, "memory", k) for k in TIDY[15:17]},
+                "device": device_of(record), "weights": " ".join(sorted(record.get("weights") or ())),
+                **{k: record.get(k) for k in ("config_hash", "dataset_fingerprint")},
+                **{k: environment.get(k) for k in ("git_commit", "finished")},
+            }
+            rows += [
+                about | {"metric": metric, "value": value, "undefined": undefined.get(metric, "")}
+                for metric, value in record["metrics"].items()
             ]
-            for metric, value in record["metrics"].items():
-                writer.writerow([
-                    *(unit[k] for k in TIDY[:5]), metric, "" if value is None else repr(value),
-                    undefined.get(metric, ""), *about,
-                ])
+    return rows
+
+
+def _csv(fields: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(fields)
+    writer.writerows([row[field] for field in fields] for row in rows)
     return out.getvalue()
 
 
@@ -105,5 +126,9 @@ def wide(table: Table) -> str:
     return out.getvalue()
 
 
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 10)  # 99.84000000000001 is noise of the arithmetic
+
+
 def _raw(value: float | None) -> str:
-    return "" if value is None else repr(round(value, 10))
+    return "" if value is None else repr(_round(value))
