@@ -62,7 +62,7 @@ def near(x: Tensor, side: int, random: torch.Generator) -> tuple[Tensor, Tensor]
     step = torch.randint((2 * room + 1) ** 2 - 1, (len(x),), generator=random, device=x.device)
     step = torch.where(step == 2 * room * (room + 1), (2 * room + 1) ** 2 - 1, step)
     steps = torch.stack([step // (2 * room + 1), step % (2 * room + 1)]) - room
-    return _crops(x, side, start), _crops(x, side, start + steps)
+    return crops(x, side, start), crops(x, side, start + steps)
 
 
 def directed(x: Tensor, side: int, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,7 +75,7 @@ def directed(x: Tensor, side: int, random: torch.Generator) -> tuple[Tensor, Ten
     away = 3 * side // 4 + torch.randint(side // 4, (2, len(x)), generator=random, device=x.device)
     place = label + (label >= 4)  # of nine, row by row; the middle one is no direction
     steps = torch.stack([place // 3, place % 3]).sub(1) * away
-    first, second = (_disturbed(_crops(x, side, place), random) for place in (start, start + steps))
+    first, second = (_disturbed(crops(x, side, place), random) for place in (start, start + steps))
     return first, second, label
 
 
@@ -92,7 +92,7 @@ def _start(x: Tensor, side: int, random: torch.Generator) -> Tensor:
     return torch.randint(x.shape[-1] - side + 1, (2, len(x)), generator=random, device=x.device)
 
 
-def _crops(x: Tensor, side: int, start: Tensor) -> Tensor:
+def crops(x: Tensor, side: int, start: Tensor) -> Tensor:
     """Patches [B, 3, side, side] at `start` int64 [2, B], moved inside."""
     lines = torch.arange(side, device=x.device)
     top, left = start.clamp(0, x.shape[-1] - side).unsqueeze(2) + lines

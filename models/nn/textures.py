@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -89,6 +89,11 @@ class Textures:
             if picture is not None:
                 pictures.append(picture)
         return torch.stack(pictures).float().div_(255)
+
+    def each(self) -> Iterator[Tensor]:
+        """Every picture that can be read, once: uint8 [3, H, W]."""
+        found = (self._picture(i) for i in range(len(self)))
+        return (picture for picture in found if picture is not None)
 
     def _picture(self, index: int) -> Tensor | None:
         if index in self._cache:

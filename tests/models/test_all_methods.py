@@ -22,7 +22,7 @@ def small_preset(name: str) -> str | None:
 METHODS = [f"{name}@{preset}" for name in registry.entries() if (preset := small_preset(name))
            and not name.startswith("fake")]
 FEW_STEPS = {"epochs": 1, "steps": 2, "epochs_phase1": 1, "epochs_phase2": 1, "max_epochs": 1, "max_steps": 2,
-             "meta_epochs": 1, "gan_epochs": 1, "gan_steps": 2}
+             "meta_epochs": 1, "gan_epochs": 1, "gan_steps": 2, "teacher_steps": 2}
 
 
 TRAINING = {"puad": 20}  # pictures, for methods that need more than 12
