@@ -1,7 +1,7 @@
 """US, also ST (Bergmann et al., CVPR 2020, arXiv 1911.02357): uninformed students of a teacher of patches.
 
 A teacher that describes the patch around every pixel is distilled on natural pictures (Sec. 3.1,
-`models/nn/descriptor`); three students of the same form, started apart, learn its descriptors of normal pictures (Sec.
+`models/descriptor`); three students of the same form, started apart, learn its descriptors of normal pictures (Sec.
 3.2). Map = regression error of the students' mean, and their variance, each less its mean and by its deviation over
 normal validation pictures, added (Sec. 3.3); mean over teachers of 17, 33 and 65 px (Sec. 3.4). The authors published
 no code; compared with two others' (LuyaooChen/uninformed-students-pytorch at b77a0c5,
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from models.base import Context, Images, Prediction, Progress, no_progress
-from models.nn.descriptor import Descriptor, DescriptorConfig, Teacher
+from models.descriptor import Descriptor, DescriptorConfig, Teacher
 from models.nn.trained import Trained
 from models.nn.training import own_random_state, split
 from models.registry import register

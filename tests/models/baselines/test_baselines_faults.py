@@ -278,7 +278,7 @@ FAULTS = [
         ("(student(x) - target).square().sum(1).mean()", "(student(x) - target).square().mean()",
          "test_loss_is_the_squared_distance_of_every_student_to_the_standardised_teacher"),
     ),
-    *[Fault("models/nn/descriptor.py", old, new, f"tests/models/nn/test_descriptor.py::{test}") for old, new, test in (
+    *[Fault("models/descriptor.py", old, new, f"tests/models/test_descriptor.py::{test}") for old, new, test in (
         ("permute(2, 3, 4, 0, 5, 1)", "permute(2, 3, 4, 1, 5, 0)",
          "test_a_pixels_descriptor_is_that_of_the_patch_around_it"),
         ('"loss": distance + compact,', '"loss": distance,',

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models import descriptor
 from models.base import Context, ModelError, no_progress
-from models.nn import descriptor
-from models.nn.descriptor import Descriptor, DescriptorConfig, Teacher, compactness
+from models.descriptor import Descriptor, DescriptorConfig, Teacher, compactness
 from models.weights import WeightStore
 
 CPU = torch.device("cpu")
