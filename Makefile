@@ -38,4 +38,4 @@ $(VENV)/.dev: requirements-dev.txt requirements-cluster.txt requirements.txt
 	touch $(VENV)/.run $@
 
 clean:
-	rm -rf $(VENV) results/runs results/tables results/report results/figures results/maps results/cache results/scratch results/warnings.log
+	rm -rf $(VENV) results/runs results/tables results/report results/figures results/maps results/cache results/scratch results/configs results/warnings.log

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks.commands import common, data, gate, running, show, views
+from benchmarks.commands import common, completion, config, data, gate, running, show, views
 
 COMMANDS = (
     data.add_list, show.add_show, running.add_run, running.add_reproduce, views.add_table, views.add_compare,
     gate.add_check, gate.add_baseline, views.add_report, views.add_figure, views.add_export,
     data.add_download, data.add_prepare, running.add_demo,
+    completion.add_completion,
 )
 """In the order in which --help shows them."""
 
@@ -30,7 +31,8 @@ def parser() -> common.Parser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, call, and turn errors a person can act on into one line and an exit code."""
-    return common.execute(parser().parse_args(arguments))
+    top = parser()
+    return common.execute(top.parse_args(config.expand(top, sys.argv[1:] if arguments is None else arguments)))
 
 
 if __name__ == "__main__":

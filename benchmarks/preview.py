@@ -1,4 +1,4 @@
-"""What a run would do (`run --dry-run`): units, data, weights and time, from the plan and what is stored already."""
+"""What a run would do (`--dry-run`): units, data, weights and time, from the plan and what is stored already."""
 
 from __future__ import annotations
 

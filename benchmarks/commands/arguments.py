@@ -47,6 +47,11 @@ def running() -> argparse.ArgumentParser:
                         help="bound of the cache of decoded pictures; 0 turns it off (20GB)")
     parser.add_argument("--limit", type=int, default=0, metavar="N",
                         help="at most N pictures of each split, the same ones every time; figures are marked (all)")
+    parser.add_argument("--config", type=Path, default=None, metavar="FILE",
+                        help="YAML of flags, as each run writes one below results/configs; flags typed besides win")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="run nothing: show the units, the data, weights and time; reproduce still writes the "
+                             "tables from what is stored")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
 

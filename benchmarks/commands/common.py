@@ -7,7 +7,7 @@ import errno
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -86,12 +86,33 @@ def places() -> argparse.ArgumentParser:
     return parser
 
 
+def add_json(parser: argparse.ArgumentParser, dest: str = "json") -> None:
+    """--json: plain values for a program to read."""
+    parser.add_argument("--json", dest=dest, action="store_const", const="json", help="print JSON")
+
+
+def print_rows(
+    args: argparse.Namespace, headers: Sequence[str], rows: Sequence[Sequence[Any]], **how: Any
+) -> None:
+    """A plain table, or with --json a list of objects."""
+    if args.json:
+        import json
+
+        names = [re.sub(r"\W+", "_", re.split(r" \(| under ", header)[0]) for header in headers]
+        print(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
+        return
+    from tabulate import tabulate
+
+    print(tabulate([["" if cell is None else ", ".join(cell) if isinstance(cell, list) else cell for cell in row]
+                    for row in rows], headers=headers, **how))
+
+
 def add(
     commands: Any, name: str, run: Run, text: str, parent: argparse.ArgumentParser | None = None
 ) -> argparse.ArgumentParser:
     """The parser of a new command, which `run` carries out. parent: further arguments (those of `places`)."""
     parser = commands.add_parser(name, help=text, parents=[parent or places()])
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, flags=parser)
     return parser
 
 

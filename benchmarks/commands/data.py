@@ -6,13 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands.common import add, stored
+from benchmarks.commands.common import add, add_json, print_rows, stored
 
 
 def add_list(commands: Any) -> None:
     """`list methods|datasets|tables|papers`."""
     parser = add(commands, "list", show, "what is registered")
     parser.add_argument("what", choices=("methods", "datasets", "tables", "papers"))
+    add_json(parser)
 
 
 def show(args: argparse.Namespace) -> int:
@@ -22,19 +23,15 @@ def show(args: argparse.Namespace) -> int:
 
 
 def _methods(args: argparse.Namespace) -> None:
-    from tabulate import tabulate
-
     from models import registry
 
-    rows = [[e.name, ", ".join(e.presets), e.summary] for e in registry.entries().values()]
-    rows.append(["anomalib/<name>", "default", "Any other one-class image model of anomalib."])
-    print(tabulate(rows, headers=["method", "presets (first is the default)", "what it is"], tablefmt="simple",
-                   maxcolwidths=[None, 60, 60]))
+    rows = [[e.name, list(e.presets), e.summary] for e in registry.entries().values()]
+    rows.append(["anomalib/<name>", ["default"], "Any other one-class image model of anomalib."])
+    print_rows(args, ["method", "presets (first is the default)", "what it is"], rows, tablefmt="simple",
+               maxcolwidths=[None, 60, 60])
 
 
 def _datasets(args: argparse.Namespace) -> None:
-    from tabulate import tabulate
-
     import datasets
     from datasets.catalog import ABOUT, About
 
@@ -43,27 +40,22 @@ def _datasets(args: argparse.Namespace) -> None:
         about = ABOUT.get(name, About("own folder", "", ""))
         try:
             found = sorted(datasets.find(name, args.data_root))
-            rows.append([name, *about, f"{len(found)}: {', '.join(found)}"])
+            there: Any = found if args.json else f"{len(found)}: {', '.join(found)}"
         except ValueError:
-            rows.append([name, *about, "not found"])
+            there = [] if args.json else "not found"
+        rows.append([name, *about, there])
     headers = ["dataset", "what it is", "pictures", "licence", f"categories under {args.data_root}"]
-    print(tabulate(rows, headers=headers, maxcolwidths=[None, 30, None, None, 60],
-                   disable_numparse=True))
+    print_rows(args, headers, rows, maxcolwidths=[None, 30, None, None, 60], disable_numparse=True)
 
 
 def _tables(args: argparse.Namespace) -> None:
-    from tabulate import tabulate
-
     from benchmarks.report.numbers import suites
 
-    rows = [[f"{s.paper}/{t.name}", t.title] for s in suites.all() for t in s.tables]
-    print(tabulate(rows, headers=["table", "content"]))
+    print_rows(args, ["table", "content"], [[f"{s.paper}/{t.name}", t.title] for s in suites.all() for t in s.tables])
 
 
 def _papers(args: argparse.Namespace) -> None:
     """Each paper, and how much of its tables the records under --results fill."""
-    from tabulate import tabulate
-
     from benchmarks.report.numbers import suites
     from benchmarks.report.numbers.tables import suite_tables
 
@@ -81,10 +73,9 @@ def _papers(args: argparse.Namespace) -> None:
             sum(cell.printed_value is not None for cell in cells), len(asked), len(have),
             sum(not cell.marks for cell in have),
         ])
-    print(tabulate(rows, maxcolwidths=[None, 44, None, None, None, None, None, None], headers=[
-        "paper", "source", "link", "tables", "published\nfigures", "figures\nto measure", "measured\nhere",
-        "of these\nwithout a mark",
-    ]))
+    headers = ["paper", "source", "link", "tables", "published\nfigures", "figures\nto measure", "measured\nhere",
+               "of these\nwithout a mark"]
+    print_rows(args, headers, rows, maxcolwidths=[None, 44, None, None, None, None, None, None])
 
 
 def add_download(commands: Any) -> None:

@@ -22,28 +22,31 @@ def add_run(commands: Any) -> None:
     parser.add_argument("--methods", nargs="+", required=True, metavar="M[@PRESET]")
     parser.add_argument("--datasets", nargs="+", required=True, metavar="D")
     parser.add_argument("--categories", nargs="+", default=[], metavar="C", help="categories (all found)")
-    parser.add_argument("--dry-run", action="store_true",
-                        help="run nothing: show the units, the data and what was found in it, weights, time")
 
 
 def run(args: argparse.Namespace) -> int:
     """Every method on every category of the datasets."""
-    from benchmarks.plan import make_plan, weights_needed
+    from benchmarks.plan import make_plan
     from benchmarks.report import views
 
     plan = make_plan(
         args.methods, args.datasets, arguments.options(args), categories=args.categories, seeds=arguments.seeds(args),
     )
     if args.dry_run:
-        from benchmarks.preview import preview
-        from benchmarks.store import Store
-
-        print(preview(plan, Store(args.results), weights_needed(plan.jobs)))
-        return int(bool(plan.unreadable))
+        return _preview(args, plan)
     code, records = _launch(args, plan)
     if records:
         print(views.overview(records, absent=plan.absent, form="screen"))
     return code
+
+
+def _preview(args: argparse.Namespace, plan: Plan) -> int:
+    from benchmarks.plan import weights_needed
+    from benchmarks.preview import preview
+    from benchmarks.store import Store
+
+    print(preview(plan, Store(args.results), weights_needed(plan.jobs)))
+    return int(bool(plan.unreadable))
 
 
 def add_reproduce(commands: Any) -> None:
@@ -52,9 +55,7 @@ def add_reproduce(commands: Any) -> None:
     parser.add_argument("--paper", default="all", metavar="ID|all")
     parser.add_argument("--table", default=None, metavar="T")
     parser.add_argument("--quick", action="store_true", help="short CPU presets; every figure is marked")
-    parser.add_argument("--no-run", action="store_true",
-                        help="run nothing: list the units, estimate their time from stored ones on this device, "
-                             "and write the tables from what is stored")
+    parser.add_argument("--no-run", dest="dry_run", action="store_true", help=argparse.SUPPRESS)  # its former name
     parser.add_argument("--categories", nargs="+", default=[], metavar="C", help="categories (all found)")
     parser.add_argument("--methods", nargs="+", default=[], metavar="M", help="only these methods (all of the tables)")
 
@@ -72,12 +73,12 @@ def reproduce(args: argparse.Namespace) -> int:
         papers, args.table, options, arguments.seeds(args), quick=args.quick, methods=args.methods,
         categories=args.categories,
     )
-    if said and not args.no_run and not (plan.jobs or plan.unreadable):
+    if said and not args.dry_run and not (plan.jobs or plan.unreadable):
         raise UsageError("nothing to run: " + "; ".join(said))
     for line in said:
         say(line)
     code, store = 0, Store(args.results)
-    if args.no_run:
+    if args.dry_run:
         _list_units(plan, store, args.device)
     elif plan.jobs or plan.unreadable:
         code, _ = _launch(args, plan)
@@ -89,10 +90,10 @@ def reproduce(args: argparse.Namespace) -> int:
     for paper in papers:
         written = views.write_suite(paper, records, folder, only=args.table, quick=quick)
         say(f"{paper}: {count(len(written), 'file')} in {folder / paper}")
-        if len(papers) == 1 and not args.no_run:
+        if len(papers) == 1 and not args.dry_run:
             print(views.suite_text(paper, records, only=args.table, quick=quick, form="screen"))
     missing = {dataset: names for dataset, names in plan.absent.items() if names and dataset in OFFICIAL}
-    if missing and not args.no_run:
+    if missing and not args.dry_run:
         say("incomplete: " + "; ".join(f"{d} lacks {', '.join(names)}" for d, names in missing.items())
             + "; cells that need them are empty (--categories asks for a part on purpose)")
         code = code or 1
@@ -152,6 +153,8 @@ def demo(args: argparse.Namespace) -> int:
     if args.weights == "auto":
         options = replace(options, weights="none")  # the demo needs no network
     plan = make_plan(methods, DEMO_DATASETS, options, seeds=arguments.seeds(args))
+    if args.dry_run:
+        return _preview(args, plan)
     code, _ = _launch(args, plan)
     # with --methods the tables keep what other methods gave before
     records = tables.records(Store(args.results), plan, options)
@@ -172,7 +175,9 @@ def _demo_preset(spec: str) -> str:
 def _launch(args: argparse.Namespace, plan: Plan) -> tuple[int, list[dict[str, Any]]]:
     """Run what is missing and say what happened; the exit code and the finished records of the whole plan."""
     from benchmarks import api
+    from benchmarks.commands import config
 
+    kept = config.write(args)
     ran = api.launch(plan, args.results, force=args.force, launcher=args.launcher, address=args.address,
                      workers=args.workers, quiet=args.quiet)
     say(f"{count(len(plan.jobs), 'unit')}: {ran.outcome.finished} run now, {ran.done} finished before, "
@@ -184,6 +189,7 @@ def _launch(args: argparse.Namespace, plan: Plan) -> tuple[int, list[dict[str, A
             say(f"{dataset}: not under the data root, missing in the tables: {', '.join(names)}")
     for line in together(ran.failed.items()):
         say(f"FAILED {line}")
+    say(f"{kept} repeats this: give it to --config")
     if ran.outcome.stopped:
         say("stopped before the end; finished units are stored, the same command goes on from here")
         return 130, ran.records

@@ -8,47 +8,68 @@ import io
 import tokenize
 from typing import Any
 
-from benchmarks.commands.common import add
+from benchmarks.commands.common import add, add_json
 
 
 def add_show(commands: Any) -> None:
     """`show METHOD[@PRESET]`."""
     parser = add(commands, "show", show, "settings, presets and weights of a method")
     parser.add_argument("method", metavar="M[@PRESET]")
+    add_json(parser)
 
 
 def show(args: argparse.Namespace) -> int:
     """Its presets, its fields with what the source says about each, and the pretrained networks that it asks for."""
-    from tabulate import tabulate
-
     from benchmarks.plan import pretrained
     from models import registry
 
     method, preset = registry.parse(args.method)
     config, cls = registry.config(f"{method}@{preset}"), registry.method_class(method)
     entry = registry.entries().get(method)
-    print(f"{method}@{preset}: {(cls.__doc__ or '').strip().partition(chr(10))[0]}")
-    print(f"{cls.__module__.replace('.', '/')}.py\n")
-    presets = entry.presets if entry else ("default",)
-    rows = [[name, _differences(registry.config(f"{method}@{name}"), config)] for name in presets if name != preset]
-    if rows:
-        print(tabulate(rows, headers=["other presets", f"what differs from {preset}"], maxcolwidths=[None, 90]), "\n")
     said = comments(type(config))
-    print(tabulate(
-        [[f.name, _text(getattr(config, f.name)), said.get(f.name, "")] for f in dataclasses.fields(config)],
-        headers=["--set", "value", "what the source says"], maxcolwidths=[None, 34, 70], disable_numparse=True,
-    ))
-    tags = sorted(pretrained(method, config))
-    print(f"\nPretrained weights: {', '.join(tags) or 'none'}")
+    about = {
+        "method": method, "preset": preset, "what": (cls.__doc__ or "").strip().partition("\n")[0],
+        "file": f"{cls.__module__.replace('.', '/')}.py",
+        "presets": {
+            name: _differences(registry.config(f"{method}@{name}"), config)
+            for name in (entry.presets if entry else ("default",)) if name != preset
+        },
+        "settings": [
+            {"field": f.name, "value": getattr(config, f.name), "source": said.get(f.name, "")}
+            for f in dataclasses.fields(config)
+        ],
+        "weights": sorted(pretrained(method, config)),
+    }
+    if args.json:
+        import json
+
+        print(json.dumps(about, indent=1, default=str))
+    else:
+        _print(about)
     return 0
 
 
-def _differences(other: Any, config: Any) -> str:
-    changed = [
-        f"{f.name}={_text(value)}" for f in dataclasses.fields(other)
+def _print(about: dict[str, Any]) -> None:
+    from tabulate import tabulate
+
+    print(f"{about['method']}@{about['preset']}: {about['what']}\n{about['file']}\n")
+    if about["presets"]:
+        rows = [[name, ", ".join(f"{k}={_text(v)}" for k, v in changed.items()) or "nothing"]
+                for name, changed in about["presets"].items()]
+        headers = ["other presets", f"what differs from {about['preset']}"]
+        print(tabulate(rows, headers=headers, maxcolwidths=[None, 90]), "\n")
+    print(tabulate(
+        [[one["field"], _text(one["value"]), one["source"]] for one in about["settings"]],
+        headers=["--set", "value", "what the source says"], maxcolwidths=[None, 34, 70], disable_numparse=True,
+    ))
+    print(f"\nPretrained weights: {', '.join(about['weights']) or 'none'}")
+
+
+def _differences(other: Any, config: Any) -> dict[str, Any]:
+    return {
+        f.name: value for f in dataclasses.fields(other)
         if (value := getattr(other, f.name)) != getattr(config, f.name, dataclasses.MISSING)
-    ]
-    return ", ".join(changed) or "nothing"
+    }
 
 
 def _text(value: Any) -> str:

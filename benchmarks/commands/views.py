@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands.common import add, count, names, samples, say, specs, stored
+from benchmarks.commands.common import add, add_json, count, names, samples, say, specs, stored
 
 FORMATS = ("md", "latex", "csv", "csv-long", "html")
 
@@ -19,6 +19,7 @@ def add_table(commands: Any) -> None:
     parser.add_argument("table", metavar="PAPER/TABLE")
     parser.add_argument("--intervals", action="store_true", help="how sure figures are: 95 %% over test pictures")
     parser.add_argument("--format", choices=FORMATS, default="screen", help="(set for the terminal; md when piped)")
+    add_json(parser, "format")
     parser.add_argument("--mixed", action="store_true", help="allow records of several protocols, labelled")
 
 
@@ -42,6 +43,7 @@ def add_compare(commands: Any) -> None:
     parser.add_argument("--plot", type=Path, default=None, metavar="DIR", help="also write a plot per metric here")
     parser.add_argument("--mixed", action="store_true", help="allow records of several protocols, labelled")
     parser.add_argument("--format", choices=FORMATS, default="screen", help="(set for the terminal; md when piped)")
+    add_json(parser, "format")
 
 
 def compare(args: argparse.Namespace) -> int:

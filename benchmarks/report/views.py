@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report.numbers.cells import MARKS
 from benchmarks.report.numbers.compare import comparisons
 from benchmarks.report.numbers.pool import pool
 from benchmarks.report.numbers.tables import Table, generic, suite_tables
@@ -23,10 +25,23 @@ FORMATS = {
 
 
 def render(table: Table, form: str = "md") -> str:
-    """The table in one of FORMATS, or 'screen': styled for a terminal at its width, Markdown where there is none."""
+    """The table in one of FORMATS, 'json', or 'screen': styled for a terminal at its width, Markdown where
+    there is none.
+    """
+    if form == "json":
+        return json.dumps(as_json(table), indent=1)
     if form == "screen":
         return terminal.terminal(table, width) if (width := screen()) else markdown.markdown(table)
     return FORMATS[form][1](table)
+
+
+def as_json(table: Table) -> dict[str, Any]:
+    """The table as plain values: its figures a line each, as in the CSV, and what must be said beside them."""
+    return {
+        "table": table.id, "title": table.spec.title, "caption": table.spec.caption,
+        "marks": {name: text for name, (_, text) in MARKS.items()}, "notes": list(table.notes),
+        "figures": csv_text.long_rows([table]),
+    }
 
 
 def screen() -> int:
@@ -87,8 +102,10 @@ def comparison(
     """
     found = pool(records)
     made = comparisons(found, methods, [metric] if metric else None, mixed, sure)
-    if form == "csv":
+    if form in ("csv", "csv-long"):
         return csv_text.long([one.table for one in made])
+    if form == "json":
+        return json.dumps([{"metric": one.metric, "ranks": one.ranks, **as_json(one.table)} for one in made], indent=1)
     if form == "latex":
         return "\n".join(latex.latex(one.table) for one in made)
     if form == "screen" and (width := screen()):

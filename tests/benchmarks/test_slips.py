@@ -22,6 +22,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "empty").mkdir()
     (root / "file").write_text("a file, no folder")
     (root / "set.yaml").write_text("nmae: button\nroot: data/own\n")
+    (root / "bad.yaml").write_text("methods: [fake]\ndatsets: [own]\n")
+    (root / "list.yaml").write_text("- methods\n")
+    (root / "torn.yaml").write_text("methods: [fake\n")
+    (root / "type.yaml").write_text("methods: fake\ndatasets: [own]\nworkers: [1, 2]\n")
     (root / "thesis").mkdir()
     (root / "thesis" / "text.txt").write_text("mine")
     for method in ("patchcore@demo", "padim@demo"):
@@ -62,9 +66,16 @@ SLIPS: list[tuple[tuple[str, ...], str]] = [
     (("table", "rb_ae"), "rb_ae/II"),
     (("table", "rb_ae/2"), "no table '2'"),
     (("table", "rbae/II"), "unknown paper"),
-    (("table", "rb_ae/II", "--format", "markdown"), "there are md, latex, csv, html"),
+    (("table", "rb_ae/II", "--format", "markdown"), "there are md, latex, csv, csv-long, html"),
     (("download", "mvtec"), "did you mean 'mvtec_ad'"),
     (("demo", "--methods", "pathcore"), "did you mean 'patchcore'"),
+    (("run", "--config", "bad.yaml"), "did you mean 'datasets'"),
+    (("run", "--config", "list.yaml"), "write flag: value"),
+    (("run", "--config", "torn.yaml"), "cannot be read as YAML"),
+    (("run", "--config", "type.yaml"), "workers: give one value"),
+    (("run", "--config", "none.yaml"), "No such file"),
+    (("run", "--config"), "expected one argument"),
+    (("completion", "fish"), "here are bash, zsh"),
     # wrong roots, and data that are not there
     (("run", "--methods", "patchcore@demo", "--datasets", "mvtec_ad"), "download mvtec_ad"),
     (("run", "--methods", "patchcore@demo", "--datasets", "mvtec_add"), "did you mean 'mvtec_ad'"),
@@ -177,4 +188,4 @@ def test_data_that_the_tables_need_and_lack_end_in_1(
     partial = cli(*arguments)
     assert partial.returncode == 1 and "incomplete: mvtec_ad lacks carpet, grid, leather, tile" in partial.stderr
     assert cli(*arguments, "--categories", "wood").returncode == 0
-    assert cli(*arguments, "--no-run").returncode == 0
+    assert cli(*arguments, "--dry-run").returncode == 0

@@ -84,7 +84,7 @@ def test_counts_of_what_is_there_only(cli: Cli, tmp_path: Path) -> None:
 
 def test_every_table_of_every_paper_in_every_format(cli: Cli, tmp_path: Path) -> None:
     make_mvtec(tmp_path / "data" / "mvtec_ad" / "bottle")
-    done = cli("reproduce", "--paper", "all", "--quick", "--no-run", "--data-root", tmp_path / "data",
+    done = cli("reproduce", "--paper", "all", "--quick", "--dry-run", "--data-root", tmp_path / "data",
                "--weights", "none", "--results", tmp_path / "r")
     assert done.returncode == 0, done.stderr
     for suite in suites.all():
@@ -117,7 +117,7 @@ def test_reproduce_runs_what_is_missing_and_shows_what_is_stored(cli: Cli, tmp_p
     mine = [r for r in rows if r["source"] == "measured" and r["state"] == "value"]
     assert {(r["method"], r["categories"]) for r in mine} == {("dae@quick", "bottle")}
     assert len(mine) == 3 and {"short", "modified", "reduced"} <= set(mine[0]["marks"].split())
-    again = cli("reproduce", "--paper", "dae_cae", "--quick", "--categories", "pill", "--methods", "dae", "--no-run",
+    again = cli("reproduce", "--paper", "dae_cae", "--quick", "--categories", "pill", "--methods", "dae", "--dry-run",
                 *shared, "--weights", "none")
     listed = again.stdout.splitlines()  # every preset of the method and none of another
     assert again.returncode == 0 and "to run   dae@quick mvtec_ad/pill seed 0" in listed
@@ -125,10 +125,10 @@ def test_reproduce_runs_what_is_missing_and_shows_what_is_stored(cli: Cli, tmp_p
     # the stored unit of `dae@quick` had other settings, and so tells nothing of these
     assert "one worker: unknown, since no stored unit tells (no record: dae@quick" in again.stderr
     settled = cli("reproduce", "--paper", "dae_cae", "--quick", "--categories", "pill", "--methods", "dae@quick",
-                  "--no-run", *shared, *short, "--weights", "none")
+                  "--dry-run", *shared, *short, "--weights", "none")
     assert " s for 1 as stored units of other categories took" in settled.stderr, settled.stderr
     absent = cli("reproduce", "--paper", "dae_cae", "--quick", "--categories", "pill", "--methods", "dae@quick",
-                 "--no-run", *shared[:4], "--device", "cuda:7", *short, "--weights", "none")
+                 "--dry-run", *shared[:4], "--device", "cuda:7", *short, "--weights", "none")
     assert absent.returncode == 0 and "time on cuda:7 (not there), one worker: unknown" in absent.stderr
     rows = long_rows(tmp_path / "r" / "tables" / "dae_cae" / "1.long.csv")
     shown = {r["categories"] for r in rows if r["source"] == "measured" and r["state"] == "value"}
@@ -141,7 +141,7 @@ def test_reproduce_runs_what_is_missing_and_shows_what_is_stored(cli: Cli, tmp_p
     assert "Failed: gen_encdec@quick mvtec_ad/bottle" in text and "vgg19" in text
     cut = next((tmp_path / "r" / "runs").rglob("seed0-*.json"))
     cut.write_text(cut.read_text()[:100])
-    named = cli("reproduce", "--paper", "tsdn", "--no-run", *shared, "--weights", "none")
+    named = cli("reproduce", "--paper", "tsdn", "--dry-run", *shared, "--weights", "none")
     assert named.returncode == 0 and f"left out {cut}" in named.stderr
 
 
