@@ -286,6 +286,22 @@ FAULTS = [
         ("correlation.sum() - correlation.diagonal().sum()", "correlation.sum()",
          "test_compactness_is_the_sum_of_correlations_off_the_diagonal"),
     )],
+    *faults(
+        "gcad",
+        ("(code.detach() - branches.regress(x))", "(code - branches.regress(x))",
+         "test_terms_of_the_loss_and_whom_they_move"),
+        ("if epoch >= config.join * config.epochs else 0", "if epoch < config.join * config.epochs else 0",
+         "test_the_global_regression_joins_later"),
+        ("(branches.encoder(x), branches.regress(x))", "(branches.encoder(x), 0 * branches.encoder(x))",
+         "test_map_is_the_sum_of_both_scaled_distances_averaged_over_teachers"),
+        ("((self._distances(x, patch) - mean) / deviation)", "(self._distances(x, patch) - mean)",
+         "test_map_is_the_sum_of_both_scaled_distances_averaged_over_teachers"),
+    ),
+    *[Fault("models/nn/gcad_networks.py", old, new, f"tests/models/baselines/test_gcad.py::{test}")
+      for old, new, test in (
+        ("i + 1 - done * levels", "levels - i - done * levels", "test_skips_fade_one_by_one_the_largest_map_first"),
+        ("self.skip[i](skips[i])", "self.skip[i](x)", "test_without_skips_every_place_sees_the_code_only"),
+    )],
     *faults("patch_svdd", (
         "total *= spread_over", "total = total + spread_over", "test_map_is_the_product_of_distances_at_both_sizes",
     )),
