@@ -21,12 +21,16 @@ def exact_tensor(what: str, values: Any) -> Any:
     values = values.detach()
     if values.dtype in (torch.float32, torch.float64):
         return values
-    if values.dtype in (torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int16, torch.bool):
+    if values.dtype in (torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int16, torch.uint16, torch.bool):
         return values.float()
-    if values.dtype in (torch.int32, torch.int64):
-        if values.numel() and max(-int(values.min()), int(values.max())) > 2**53:
-            raise MetricError(f"{what} holds integers beyond 2**53, which float64 cannot tell apart; rescale it")
+    if values.dtype in (torch.int32, torch.uint32):
         return values.double()
+    if values.dtype in (torch.int64, torch.uint64):
+        signed = values.view(torch.int64)  # torch compares no uint64; those from 2**63 on turn negative
+        lowest = 0 if values.dtype == torch.uint64 else -(2**53)
+        if bool(((signed > 2**53) | (signed < lowest)).any()):
+            raise MetricError(f"{what} holds integers beyond 2**53, which float64 cannot tell apart; rescale it")
+        return signed.double()
     raise MetricError(f"{what} has type {values.dtype}; expected real numbers")
 
 

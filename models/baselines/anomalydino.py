@@ -110,14 +110,19 @@ class AnomalyDino(Detector):
 
     def _patches(self, images: Images) -> tuple[Tensor, tuple[int, int]]:
         """Patch features [B, h * w, C] of pictures of one size, and their grid (h, w)."""
-        arrived = together(self.context.device, *map(torch.tensor, images))
-        x = torch.stack([image.permute(2, 0, 1) for image in arrived]).float()
-        patch, shorter = self.net.patch, min(x.shape[-2:])
-        size = [int(self.config.size * side / shorter) for side in x.shape[-2:]]
-        if list(x.shape[-2:]) != size:  # rounded to 8 bits, as Pillow's resize does
-            x = F.interpolate(x, size, mode="bicubic", align_corners=False, antialias=True).round().clamp(0, 255)
+        patch, shorter = self.net.patch, min(images[0].shape[:2])
+        size = [int(self.config.size * side / shorter) for side in images[0].shape[:2]]
         grid = (size[0] // patch, size[1] // patch)
-        x = self.preprocess.normalised(x[..., : grid[0] * patch, : grid[1] * patch] / 255)
+
+        def resized(image: np.ndarray) -> Tensor:
+            """Rounded to 8 bits, as Pillow's resize does; on the host: a GPU's last digit would round otherwise."""
+            x = torch.tensor(image).permute(2, 0, 1)[None]
+            if list(x.shape[-2:]) != size:
+                x = F.interpolate(x.float(), size, mode="bicubic", align_corners=False, antialias=True)
+            return x.round().clamp(0, 255).byte()[0, :, : grid[0] * patch, : grid[1] * patch]
+
+        x = torch.stack(together(self.context.device, *map(resized, images)))
+        x = self.preprocess.normalised(x.float() / 255)
         return self.net(x)[0][:, self.net.prefix :], grid
 
     def feature_maps(self, batch: Images) -> list[Tensor]:

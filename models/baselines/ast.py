@@ -95,7 +95,8 @@ class Ast(Detector):
             lambda index: distance(targets[index], self.student(features[index])).mean(),
             lambda done, total, /, **values: progress(total + done, 2 * total, **values),
         )
-        return {**student, "teacher_loss": teacher["loss"], "grid": list(features.shape[-2:])}
+        of_teacher = {f"teacher_{name}": teacher[name] for name in ("loss", "resumed_after_epoch") if name in teacher}
+        return {**student, **of_teacher, "grid": list(features.shape[-2:])}
 
     def _train(
         self, name: str, net: nn.Module, count: int, loss: Callable[[Tensor], Tensor], progress: Progress

@@ -40,22 +40,22 @@ from tests.models.test_all_methods import METHODS, pictures, train_pictures
 pytestmark = pytest.mark.gpu
 
 NEAR = 1e-4  # of a map's range: sums in another order, through some tens of layers
-# Fitted twice, these may differ, since cuDNN or scatter operations have no repeatable form that costs little.
-MAY_DIFFER: dict[str, str] = {
-    "supersimplenet": "backward pass of resized features adds atomically",
-    "draem": "backward pass of bilinear resizing adds atomically",
-    "efficientad": "backward pass of bilinear resizing adds atomically",
-    "csflow": "backward pass of bilinear resizing adds atomically",
-    "tsdn": "backward pass of bilinear resizing adds atomically",
-    "rb_ae": "backward pass of bilinear resizing adds atomically",
+# Where rounding alone does more on these untrained networks: one unit in the last place of every weight, on the CPU,
+# moves them by 0.4 to 1.2 of what an H100 did.
+SHAKY = {
+    "kdad": 1e-2,  # a map of gradients: a ReLU or a pooling that decides otherwise is a step
+    "patch_svdd": 1e-3,  # distances of 1e-8 between codes near 1
+    "puad": 1e-3,  # Mahalanobis distance with a covariance of 20 pictures
 }
+# Fitted twice, these may differ, since the backward pass of resized or padded maps adds in any order on a GPU.
+MAY_DIFFER = {"supersimplenet", "draem", "efficientad", "csflow", "tsdn", "rb_ae", "gen_encdec", "ast", "riad", "puad"}
 # Gone on with from a checkpoint, these do not end where an undisturbed training does.
 RESUMES_OTHERWISE = {"supersimplenet": "the generator of its masks is not kept in a checkpoint"}
 PAPERS = ("gen_encdec", "dae", "cae", "tsdn", "rb_ae")
 
 
-class Interrupted(Exception):
-    """Raised by a progress callback."""
+class Interrupted(BaseException):
+    """Raised by a progress callback; not an error that an ensemble reports of a member."""
 
 
 def predicted(detector: Detector, count: int = 3) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -96,22 +96,31 @@ def test_fitted_on_the_cpu_a_method_predicts_the_same_on_the_gpu(
     theirs.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     off = max(map(distance, predicted(ours), predicted(theirs)))
     finding(spec, off)
-    assert off < NEAR
+    assert off < SHAKY.get(spec.partition("@")[0], NEAR)
 
 
 @pytest.mark.parametrize("spec", METHODS)
 def test_fitted_twice_on_the_gpu_a_method_is_the_same(
     spec: str, gpu: torch.device, tmp_path: Path, finding: Any
 ) -> None:
-    found = []
-    for name in "ab":
-        detector = costs.build(spec, tmp_path / name, gpu)
-        detector.fit(train_pictures(spec), None)
-        found.append(predicted(detector))
-    off = max(map(distance, *found))
+    """As the harness sets a GPU; those that may differ then must not with `--repeatable`."""
+    def twice(mode: str) -> float:
+        found = []
+        for name in "ab":
+            detector = costs.build(spec, tmp_path / mode / name, gpu)
+            detector.fit(train_pictures(spec), None)
+            found.append(predicted(detector))
+        return max(map(distance, *found))
+
+    off = twice("default")
     finding(spec, off)
     if spec.partition("@")[0] not in MAY_DIFFER:
         assert off == 0.0
+        return
+    devices.prepare(str(gpu), repeatable=True)
+    off = twice("repeatable")
+    finding(f"{spec} --repeatable", off)
+    assert off == 0.0
 
 
 @pytest.mark.parametrize("spec", METHODS)
@@ -136,7 +145,7 @@ def test_gone_on_with_from_a_checkpoint_a_training_ends_as_undisturbed(
     assert "resumed_after_epoch" in repr(log)
     off = max(map(distance, predicted(whole), predicted(again)))
     finding(spec, off)
-    if spec.partition("@")[0] not in {**MAY_DIFFER, **RESUMES_OTHERWISE}:
+    if spec.partition("@")[0] not in MAY_DIFFER | set(RESUMES_OTHERWISE):
         assert off == 0.0
 
 
@@ -199,16 +208,18 @@ def test_what_a_paper_preset_costs(method: str, gpu: torch.device, tmp_path: Pat
     preset = next(p for p in ("quick", "demo") if p in presets) if DRY else presets[0]
     config = registry.config(f"{method}@{preset}")
     few = {k: "1" for k in ("epochs", "epochs_phase1", "epochs_phase2") if hasattr(config, k)}
-    few |= {"textures": "embedded"} if hasattr(config, "textures") else {}
+    more, some = dict.fromkeys(few, "3"), slice(48)  # for further looks: superpixels are made once for each
+    if hasattr(config, "textures"):
+        few["textures"] = more["textures"] = "embedded"
     rng, side, train_count, test_count = np.random.default_rng(0), *((90, 12, 3) if DRY else (900, 209, 83))
     train = [rng.integers(0, 255, (side, side, 3), np.uint8) for _ in range(train_count)]
 
     def build(name: str, **fields: str) -> Detector:
         context = Context(device=gpu, seed=0, weights=WeightStore("none"), scratch=tmp_path / name,
                           extras={"members": {}, "member_dir": None})
-        return registry.method_class(method)(registry.config(f"{method}@{preset}", few | fields), context)
+        return registry.method_class(method)(registry.config(f"{method}@{preset}", fields), context)
 
-    detector, times, waits = build("a"), [], []
+    detector, times, waits = build("a", **few), [], []
     torch.cuda.reset_peak_memory_stats(gpu)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -233,7 +244,7 @@ def test_what_a_paper_preset_costs(method: str, gpu: torch.device, tmp_path: Pat
         "waits_a_step": statistics.median(np.diff(waits).tolist()) if len(waits) > 1 else None,
         "pictures_per_s": round(test_count / (time.perf_counter() - start), 1),
         "peak_mib": round(torch.cuda.max_memory_allocated(gpu) / 2**20),
-        "busy": None if DRY else round(busy(lambda progress: build("b").fit(train, None, progress)), 3),
+        "busy": None if DRY else round(busy(lambda progress: build("b", **more).fit(train[some], None, progress)), 3),
     }
     for name in ("repeatable", "tf32", "bf16"):
         if DRY or method not in PAPERS:
@@ -241,7 +252,7 @@ def test_what_a_paper_preset_costs(method: str, gpu: torch.device, tmp_path: Pat
         devices.prepare(str(gpu), repeatable=name == "repeatable")
         kind = "float32" if name == "repeatable" else name
         with precision(kind):
-            found[f"step_ms_{name}"] = step_ms(stepped(build(name, precision=kind), train))
+            found[f"step_ms_{name}"] = step_ms(stepped(build(name, precision=kind, **more), train[some]))
         devices.prepare(str(gpu))
     finding(f"{method}@{preset}", found)
     if method in PAPERS:
@@ -294,11 +305,11 @@ def test_the_runner_gives_the_demo_twice_the_same(real_gpu: torch.device, cli: C
 
 
 def test_the_runner_goes_on_in_halves_where_memory_is_short(real_gpu: torch.device, tmp_path: Path) -> None:
-    """64 pictures at a time need more than the 150 MiB that are left; a smaller number of them does not."""
+    """64 pictures at a time need more than the 64 MiB that are left; a smaller number of them does not."""
     make_mvtec(tmp_path / "parts" / "nut", train=64, size=(128, 128))
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(real_gpu).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(real_gpu) + (150 << 20)) / total, real_gpu)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(real_gpu) + (64 << 20)) / total, real_gpu)
     try:
         options = Options(data_root=tmp_path, results=tmp_path / "results", weights="none", device=str(real_gpu),
                           settings={"batch": "64"})
@@ -313,8 +324,9 @@ def test_the_runner_goes_on_in_halves_where_memory_is_short(real_gpu: torch.devi
 def test_an_assert_on_the_device_costs_its_unit_only(
     real_gpu: torch.device, cli: Cli, data_root: Path, tmp_path: Path
 ) -> None:
-    done = cli("run", "--methods", "fake_bad@device_assert", "fake", "--datasets", "parts", "--categories", "nut",
-               "--data-root", data_root, "--results", tmp_path, "--weights", "none", "--device", "cuda", "--quiet")
+    done = cli("run", "--methods", "fake_bad@device_assert", "patchcore@demo", "--datasets", "parts", "--quiet",
+               "--categories", "nut", "--data-root", data_root, "--results", tmp_path, "--weights", "none",
+               "--device", "cuda")
     records = Store(tmp_path).records(failed=True)
     assert done.returncode == 1 and len(records) == 2
     assert {r["status"] for r in records} == {"ok", "failed"}, done.stderr

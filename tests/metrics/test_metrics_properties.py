@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from metrics_agreement import scored
 
-from benchmarks.metrics import Region, Scorer, aupro, auspro
+from benchmarks.metrics import MetricError, Region, Scorer, aupro, auspro
+from benchmarks.metrics.tensors import exact_tensor
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -207,3 +208,28 @@ def test_perfect_maps_are_exactly_one(limit):
     truth[3:10, 4:40] = True
     found = aupro([truth.astype(np.float32), np.zeros((9, 9), np.float32)], [truth, None], [limit])
     assert math.isclose(found[limit], 1.0, abs_tol=0)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
+def test_a_tensor_of_any_integers_scores_as_the_array(dtype: str) -> None:
+    import torch
+
+    case = reference.random_case(3, False)
+    found = []
+    for convert in (np.asarray, torch.tensor):
+        scorer = Scorer(loco=False)
+        for image in case.images:
+            steps = np.linspace(0, np.iinfo(dtype).max if "64" not in dtype else 2**53, 10).astype(dtype)
+            rng = np.random.default_rng(len(image["name"]))
+            maps = rng.choice(steps, np.shape(image["anomaly_map"]))
+            scorer.add(**{**image, "anomaly_map": convert(maps)})
+        found.append(scorer.result().metrics)
+    assert found[0] == found[1]
+
+
+def test_a_tensor_of_integers_that_float64_cannot_tell_apart_is_refused() -> None:
+    import torch
+
+    for dtype, value in ((torch.int64, -(2**53) - 1), (torch.uint64, 2**64 - 1), (torch.uint64, 2**53 + 1)):
+        with pytest.raises(MetricError, match=r"2\*\*53"):
+            exact_tensor("the map", torch.tensor([[0, value]], dtype=dtype))
