@@ -5,8 +5,11 @@ BIN = $(VENV)/bin
 DATA_ROOT ?=
 WEIGHTS ?= auto
 WORKERS ?= 2
+LOCK ?= requirements.lock
+# LOCK= installs the newest versions that requirements.txt allows
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCK),-c $(LOCK))
 
-.PHONY: reproduce test test-all test-gpu lint demo baseline clean
+.PHONY: reproduce test test-all test-gpu lint demo lock clean
 
 reproduce: $(VENV)/.run  ## demo tables; with DATA_ROOT=DIR [WEIGHTS=DIR] every paper's tables on that data
 	PYTHON=$(BIN)/python DATA_ROOT="$(DATA_ROOT)" WEIGHTS="$(WEIGHTS)" benchmarks/reproduce_all.sh
@@ -27,14 +30,19 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache --no-logo
 
-$(VENV)/.run: requirements.txt
+lock: $(VENV)/.dev  ## exact versions anew, for Python 3.11 and later on every platform
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --no-emit-index-url \
+	  --custom-compile-command "make lock" requirements-dev.txt -o requirements.lock
+
+$(VENV)/.run: requirements.txt $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(INSTALL) -r requirements.txt
 	touch $@
 
-$(VENV)/.dev: requirements-dev.txt requirements-cluster.txt requirements.txt
+$(VENV)/.dev: requirements-dev.txt requirements-cluster.txt requirements.txt $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(INSTALL) -r requirements-dev.txt
 	touch $(VENV)/.run $@
 
 clean:

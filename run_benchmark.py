@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # our folders before packages of the same names
 
 from benchmarks.commands import common, completion, config, data, gate, running, show, views
 

@@ -42,8 +42,12 @@ class Version(argparse.Action):
 Run = Callable[[argparse.Namespace], int]
 """What a command does; returns the exit code."""
 
-PACKAGES = {"yaml": "PyYAML", "PIL": "pillow", "sklearn": "scikit-learn", "skimage": "scikit-image"}
-"""Import name -> name in requirements.txt, where they differ."""
+PACKAGES = {"yaml": "PyYAML", "PIL": "pillow", "sklearn": "scikit-learn", "skimage": "scikit-image",
+            "mlflow": "mlflow-skinny"}
+"""Import name -> name of the package, where they differ."""
+
+OPTIONAL = ("pyarrow", "mlflow", "ray")
+"""What requirements.txt does not list, since a single flag asks for it."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -126,8 +130,10 @@ def execute(args: argparse.Namespace) -> int:
         package = str(error.name).partition(".")[0]
         if package in ("benchmarks", "datasets", "models"):
             raise  # our own mistake
-        say(f"error: the package {PACKAGES.get(package, package)} is not installed here; `{Path(sys.executable).name} "
-            "-m pip install -r requirements.txt` installs what is needed")
+        name = PACKAGES.get(package, package)
+        what = name if package in OPTIONAL else "-r requirements.txt"
+        say(f"error: the package {name} is not installed here; `{Path(sys.executable).name} -m pip install {what}` "
+            "installs what is needed")
         return 2
 
 

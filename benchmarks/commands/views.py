@@ -68,23 +68,26 @@ def compare(args: argparse.Namespace) -> int:
 
 def add_export(commands: Any) -> None:
     """`export --out FILE`."""
-    parser = add(commands, "export", export, "all records as one tidy CSV file: a line for each metric of each unit")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    parser = add(commands, "export", export, "all records as CSV or Parquet, to MLflow, or as a Hugging Face dataset")
+    parser.add_argument("--out", required=True, metavar="FILE", help="a file, or a folder for the last two of --format")
+    parser.add_argument("--format", choices=("csv", "parquet", "mlflow", "hugging-face"), default=None,
+                        help="csv and parquet: a line for each metric of each unit (by the name's end)")
 
 
 def export(args: argparse.Namespace) -> int:
-    """Every metric of every unit in one file."""
+    """Every metric of every unit in one place."""
     from benchmarks.errors import UsageError
+    from benchmarks.exports import FORMATS
     from benchmarks.report.numbers.pool import pool
-    from benchmarks.report.text import csv_text
-    from benchmarks.store import write_atomic
 
+    form = args.format or Path(args.out).suffix.removeprefix(".")
+    if form not in FORMATS:
+        raise UsageError(f"--out {args.out}: end the name in .csv or .parquet, or give --format {'|'.join(FORMATS)}")
     found = pool(stored(args))
     if not found.units:
         raise UsageError(f"no record under {args.results}: run some units first, or name another results directory")
-    text = csv_text.tidy(found)
-    write_atomic(args.out, text.encode())
-    say(f"{args.out}: {count(text.count(chr(10)) - 1, 'line')} of {count(sum(map(len, found.units.values())), 'unit')}")
+    number, noun = FORMATS[form](found, args.out)
+    say(f"{args.out}: {count(number, noun)} of {count(sum(map(len, found.units.values())), 'unit')}")
     return 0
 
 
