@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.commands.common import add, add_json, count, names, samples, say, specs, stored
 
-FORMATS = ("md", "latex", "csv", "csv-long", "html")
+FORMATS = ("md", "latex", "latex-input", "csv", "csv-long", "html")
 
 
 def add_table(commands: Any) -> None:

@@ -18,8 +18,9 @@ from benchmarks.report.text import comparison as comparison_text
 from benchmarks.report.text import csv_text, latex, markdown, terminal
 
 FORMATS = {
-    "md": (".md", markdown.markdown), "latex": (".tex", latex.latex), "csv": (".csv", csv_text.wide),
-    "csv-long": (".long.csv", lambda table: csv_text.long([table])), "html": (".html", fragments.table),
+    "md": (".md", markdown.markdown), "latex": (".tex", latex.latex), "latex-input": (".input.tex", latex.fragment),
+    "csv": (".csv", csv_text.wide), "csv-long": (".long.csv", lambda table: csv_text.long([table])),
+    "html": (".html", fragments.table),
 }
 """Format -> suffix of its files, and what makes it."""
 
@@ -106,8 +107,8 @@ def comparison(
         return csv_text.long([one.table for one in made])
     if form == "json":
         return json.dumps([{"metric": one.metric, "ranks": one.ranks, **as_json(one.table)} for one in made], indent=1)
-    if form == "latex":
-        return "\n".join(latex.latex(one.table) for one in made)
+    if form in ("latex", "latex-input"):
+        return "\n".join(FORMATS[form][1](one.table) for one in made)
     if form == "screen" and (width := screen()):
         return terminal.comparison(made, comparison_text.cost_table(found, methods), width)
     text = fragments.comparison if form == "html" else comparison_text.markdown

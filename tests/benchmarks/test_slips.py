@@ -66,7 +66,7 @@ SLIPS: list[tuple[tuple[str, ...], str]] = [
     (("table", "rb_ae"), "rb_ae/II"),
     (("table", "rb_ae/2"), "no table '2'"),
     (("table", "rbae/II"), "unknown paper"),
-    (("table", "rb_ae/II", "--format", "markdown"), "there are md, latex, csv, csv-long, html"),
+    (("table", "rb_ae/II", "--format", "markdown"), "there are md, latex, latex-input, csv, csv-long, html"),
     (("download", "mvtec"), "did you mean 'mvtec_ad'"),
     (("demo", "--methods", "pathcore"), "did you mean 'patchcore'"),
     (("run", "--config", "bad.yaml"), "did you mean 'datasets'"),

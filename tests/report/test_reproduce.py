@@ -15,7 +15,7 @@ from benchmarks.report.numbers import suites
 from datasets.catalog import OFFICIAL, TEXTURES
 from tests.conftest import Cli, make_mvtec
 
-FORMATS = (".md", ".tex", ".csv", ".long.csv", ".html")
+FORMATS = (".md", ".tex", ".input.tex", ".csv", ".long.csv", ".html")
 
 
 def make_official(root: Path, categories: tuple[str, ...] = tuple(OFFICIAL["mvtec_ad"])) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -293,7 +294,8 @@ def test_csv_long_is_unrounded(record) -> None:
 def test_written_files(record, tmp_path: Path) -> None:
     paths = views.write_suite("rb_ae", [record(image_auroc=0.9)], tmp_path)
     assert {p.relative_to(tmp_path).as_posix() for p in paths} == {
-        f"rb_ae/{t}{s}" for t in ("I", "II", "III", "IV", "V") for s in (".md", ".tex", ".csv", ".long.csv", ".html")
+        f"rb_ae/{t}{s}" for t in ("I", "II", "III", "IV", "V")
+        for s in (".md", ".tex", ".input.tex", ".csv", ".long.csv", ".html")
     }
 
 
@@ -313,6 +315,41 @@ def test_latex_compiles(record, tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
     assert (tmp_path / "t0.pdf").read_bytes().count(b"/Type /Page\n") != 1
+
+
+def test_latex_for_input_has_caption_label_notes_and_parts(record) -> None:
+    runs = [record("rb_ae@paper", c, marks=("untrained",), image_auroc=0.9) for c in ("wood", "tile")]
+    text = views.render(tables.build("rb_ae", "II", runs), "latex-input")
+    assert "documentclass" not in text and text.count(r"\begin{table}") == text.count(r"\end{table}") == 1
+    assert text.count(r"\label{tab:rb-ae-II}") == 1 and r"\caption{" in text
+    heads = re.findall(r"\\begin\{tabular\}\{l(r+)\}", text)
+    assert len(heads) == 3 and sum(map(len, heads)) == 27 and max(map(len, heads)) <= 12
+    assert text.count("Wood &") == 3, "each part has its row heads"
+    assert text.count(r"90.00\textsuperscript{$\dagger$}") == 2
+    assert text.index(r"$\dagger$: a network") > text.rindex(r"\end{tabular}")
+    long = views.render(tables.generic([record("a@p", f"c{i:02d}", dataset="own", image_auroc=0.9)
+                                        for i in range(45)])[0], "latex-input")
+    assert long.count(r"\begin{table}") == 2 and r"\label{tab:runs-own-2}" in long and "(continued)" in long
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_for_input_compiles_within_the_margins(record, tmp_path: Path) -> None:
+    runs = [record(f"{m}@p", f"{i:02d} {name}", dataset="own", image_auroc=0.9, marks=tuple(MARKS))
+            for i, name in enumerate(HOSTILE) for m in ("a", "b")]
+    made = [tables.generic(runs)[0], tables.build("tsdn", "4", []), tables.build("rb_ae", "III", [])]
+    for k, table in enumerate(made):
+        (tmp_path / f"t{k}.tex").write_text(views.render(table, "latex-input"), encoding="utf-8")
+    (tmp_path / "paper.tex").write_text(
+        "\\documentclass{article}\\usepackage[utf8]{inputenc}\\usepackage{booktabs,graphicx,textcomp}\n"
+        "\\begin{document}See \\ref{tab:rb-ae-III}.\n" + "".join(f"\\input{{t{k}}}\n" for k in range(3))
+        + "\\end{document}\n"
+    )
+    done = subprocess.run(["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper.tex"], cwd=tmp_path,
+                          capture_output=True, timeout=120, check=False)
+    said = done.stdout.decode(errors="replace")
+    assert done.returncode == 0, said[-2000:]
+    wide = [float(points) for points in re.findall(r"Overfull \\hbox \(([\d.]+)pt too wide\)", said)]
+    assert all(points < 2 for points in wide), said
 
 
 def test_every_preset_of_a_suite_is_registered() -> None:

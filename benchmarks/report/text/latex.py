@@ -1,15 +1,18 @@
-"""LaTeX: a document of its own with booktabs, set by plain pdflatex."""
+"""LaTeX with booktabs, set by plain pdflatex: a document of its own, or tables for `\\input` in a paper."""
 
 from __future__ import annotations
 
 import textwrap
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 
 from benchmarks.report.numbers.tables import Table
 from benchmarks.report.text.grid import Grid, Text, grid
 
 ROWS_PER_PAGE = 38
+LEAVES_PER_PART = 12
+"""Sub-columns that a portrait page takes beside one head of rows."""
 SHORT = {"published": "publ.", "measured": "meas."}
 
 SPECIAL = {
@@ -65,12 +68,57 @@ def latex(table: Table) -> str:
     return "".join(parts) + "\\end{document}\n"
 
 
-def _chunks(laid: Grid) -> list[range]:
+FRAGMENT = r"""% \usepackage{booktabs,graphicx,textcomp} in the preamble; refer to it by \ref{LABEL}
+"""
+
+FIT = r"""\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi"""
+
+
+def fragment(table: Table) -> str:
+    """Floats for `\\input`, with caption, label and the marks as notes below; a long table goes on in another float.
+
+    A wide one is broken at columns into parts below each other, so that its letters stay readable on a portrait page.
+    """
+    parts = [grid(_columns(table, columns)) for columns in _column_chunks(table)]
+    label = "tab:" + "".join(c if c.isalnum() else "-" for c in table.id)
+    out = [FRAGMENT.replace("LABEL", label)]
+    chunks = _chunks(parts[0], max(12, ROWS_PER_PAGE // len(parts)))
+    for k, rows in enumerate(chunks):
+        title = f"{table.spec.title}. {table.spec.caption}".strip() if not k else f"{table.spec.title} (continued)."
+        out.append("\\begin{table}[tbp]\n\\centering\n" rf"\caption{{{escape(title)}}}" "\n"
+                   rf"\label{{{label}{f'-{k + 1}' if k else ''}}}" "\n")
+        out += ["\\sbox0{%\n" + _tabular(laid, rows).rstrip("\n") + "}%\n" + FIT + "\\par\\medskip\n"
+                for laid in parts]
+        if k == len(chunks) - 1:
+            notes = [f"{_raised(sign)}: {escape(text)}" for sign, text in table.legend] + list(map(escape, table.notes))
+            out += ["\\begin{minipage}{\\linewidth}\\footnotesize\n", *(f"{note}\\par\n" for note in notes),
+                    "\\end{minipage}\n"] if notes else []
+        out.append("\\end{table}\n")
+    return "".join(out)
+
+
+def _column_chunks(table: Table) -> list[range]:
+    """Columns for each part: as many as a portrait page takes beside the heads of rows."""
+    most = LEAVES_PER_PART + 1 - grid(table).side
+    widths = [len(table.sub_columns(j)) for j in range(len(table.columns))]
+    cuts = [0]
+    for j in range(1, len(widths)):
+        if sum(widths[cuts[-1] : j + 1]) > most:
+            cuts.append(j)
+    return [range(a, b) for a, b in zip(cuts, [*cuts[1:], len(widths)], strict=True)]
+
+
+def _columns(table: Table, columns: range) -> Table:
+    return replace(table, columns=[table.columns[j] for j in columns],
+                   cells=[[row[j] for j in columns] for row in table.cells])
+
+
+def _chunks(laid: Grid, most: int = ROWS_PER_PAGE) -> list[range]:
     total = len(laid.body)
     cuts = [0]
-    while total - cuts[-1] > ROWS_PER_PAGE:
-        fits = [i for i in laid.group_starts if cuts[-1] < i <= cuts[-1] + ROWS_PER_PAGE]
-        cuts.append(max(fits, default=cuts[-1] + ROWS_PER_PAGE))
+    while total - cuts[-1] > most:
+        fits = [i for i in laid.group_starts if cuts[-1] < i <= cuts[-1] + most]
+        cuts.append(max(fits, default=cuts[-1] + most))
     return [range(a, b) for a, b in zip(cuts, [*cuts[1:], total], strict=True)]
 
 
