@@ -61,17 +61,18 @@ def run(
 def reproduce(
     paper: str, table: str | None = None, *, quick: bool = False, methods: Sequence[str] = (),
     categories: Sequence[str] = (), seeds: Sequence[int] = (0,), workers: int = 1, force: bool = False,
-    quiet: bool = True, **options: Any,
+    quiet: bool = True, measured: str = "recorded", **options: Any,
 ) -> DataFrame:
     """Run what a paper's tables need, then their figures: a line for each published and each measured one.
 
-    quick: short presets, which are marked. options: as for `run`. Data that are not there leave cells empty and are
-    named in a warning.
+    quick: short presets, which are marked. measured: as for `table`; what is not shown is not run. options: as for
+    `run`. Data that are not there leave cells empty and are named in a warning.
     """
     chosen = _options(options)
     names = papers.papers(paper)
     made, said = papers.make_plan(
-        names, table, chosen, seeds, quick=quick, methods=_names(methods), categories=_names(categories)
+        names, table, chosen, seeds, quick=quick, methods=_names(methods), categories=_names(categories),
+        measured=measured,
     )
     if said and not (made.jobs or made.unreadable):
         raise UsageError("nothing to run: " + "; ".join(said))
@@ -79,18 +80,24 @@ def reproduce(
     _warn(ran, said)
     store = Store(chosen.results)
     found = papers.records(store, made, chosen) + papers.counted(names, table, chosen.data_root)
-    return _long([one for name in names for one in tables.suite_tables(name, found, table, quick=quick or None)])
+    return _long([
+        one for name in names
+        for one in tables.suite_tables(name, found, table, quick=quick or None, measured=measured)
+    ])
 
 
 def table(
     name: str, *, results: Path | str = "results", data_root: Path | str = "data", intervals: bool = False,
-    mixed: bool = False,
+    mixed: bool = False, measured: str = "recorded",
 ) -> DataFrame:
     """A table of a paper, such as 'rb_ae/II', from stored records: a line for each published and each measured figure.
 
-    intervals: with columns `low` and `high`, 95 % over test pictures where records have counts.
+    intervals: with columns `low` and `high`, 95 % over test pictures where records have counts. measured: whose
+    measured figures stand beside the published ones: of all methods with records ('recorded'), also of those without
+    ('all'), of the paper's own ('ours'), or of none ('none').
     """
-    return _long([build_table(name, stored(results)[0], data_root, intervals=intervals, mixed=mixed)])
+    records = stored(results)[0]
+    return _long([build_table(name, records, data_root, intervals=intervals, mixed=mixed, measured=measured)])
 
 
 def compare(
@@ -159,14 +166,15 @@ def stored(results: Path | str) -> tuple[list[dict[str, Any]], dict[str, str]]:
 
 def build_table(
     name: str, records: Sequence[Mapping[str, Any]], data_root: Path | str, *, intervals: bool = False,
-    mixed: bool = False,
+    mixed: bool = False, measured: str = "recorded",
 ) -> tables.Table:
     """A table of a paper, by 'paper/table', with the pictures that it counts on disk."""
     paper, _, which = name.partition("/")
     if not which:
         raise UsageError(f"table {paper}: name one of its tables: "
                          + ", ".join(f"{paper}/{table.name}" for table in load(paper).tables))
-    made = tables.build(paper, which, [*records, *papers.counted([paper], which, Path(data_root))], mixed=mixed)
+    found = [*records, *papers.counted([paper], which, Path(data_root))]
+    made = tables.build(paper, which, found, mixed=mixed, measured=measured)
     if intervals:
         sure.add(made)
     return made

@@ -25,15 +25,16 @@ def papers(name: str) -> list[str]:
 
 def make_plan(
     chosen: Sequence[str], table: str | None, options: Options, seeds: Iterable[int], *, quick: bool = False,
-    methods: Sequence[str] = (), categories: Sequence[str] = (),
+    methods: Sequence[str] = (), categories: Sequence[str] = (), measured: str = "recorded",
 ) -> tuple[Plan, list[str]]:
     """Every unit that the tables need and whose data are there, each once; and what is not there, in words.
 
-    methods, categories: only these. Raises UsageError for one that no table asks for.
+    measured: whose figures the tables show, one of suites.MEASURED. methods, categories: only these. Raises UsageError
+    for one that no table asks for.
     """
     if table is not None and len(chosen) > 1:
         raise UsageError(f"--table {table}: name its paper too, as in --paper rb_ae --table {table}")
-    wanted = [unit for paper in chosen for unit in suites.units(paper, table, quick=quick)]
+    wanted = [unit for paper in chosen for unit in suites.units(paper, table, quick, measured)]
     for flag, names, known in (
         ("--methods", methods, {m for unit in wanted for m in (unit[0], unit[0].partition("@")[0])}),
         ("--categories", categories, {unit[2] for unit in wanted}),

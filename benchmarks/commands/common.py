@@ -90,6 +90,13 @@ def places() -> argparse.ArgumentParser:
     return parser
 
 
+def add_measured(parser: argparse.ArgumentParser) -> None:
+    """`--measured`."""
+    parser.add_argument("--measured", choices=("all", "ours", "none"), default="recorded",
+                        help="measured figures: also of what has no record, of the paper's own methods, or of none "
+                             "(of all that have records)")
+
+
 def add_json(parser: argparse.ArgumentParser, dest: str = "json") -> None:
     """--json: plain values for a program to read."""
     parser.add_argument("--json", dest=dest, action="store_const", const="json", help="print JSON")

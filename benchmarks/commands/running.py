@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.commands import arguments
-from benchmarks.commands.common import DEMO_DATASETS, DEMO_FOLDER, add, count, samples, say, together
+from benchmarks.commands.common import DEMO_DATASETS, DEMO_FOLDER, add, add_measured, count, samples, say, together
 
 if TYPE_CHECKING:
     from benchmarks.plan import Plan
@@ -54,6 +54,7 @@ def add_reproduce(commands: Any) -> None:
     parser = add(commands, "reproduce", reproduce, "run what a paper's tables need and write them", arguments.running())
     parser.add_argument("--paper", default="all", metavar="ID|all")
     parser.add_argument("--table", default=None, metavar="T")
+    add_measured(parser)
     parser.add_argument("--quick", action="store_true", help="short CPU presets; every figure is marked")
     parser.add_argument("--no-run", dest="dry_run", action="store_true", help=argparse.SUPPRESS)  # its former name
     parser.add_argument("--categories", nargs="+", default=[], metavar="C", help="categories (all found)")
@@ -71,7 +72,7 @@ def reproduce(args: argparse.Namespace) -> int:
     papers, options = tables.papers(args.paper), arguments.options(args)
     plan, said = tables.make_plan(
         papers, args.table, options, arguments.seeds(args), quick=args.quick, methods=args.methods,
-        categories=args.categories,
+        categories=args.categories, measured=args.measured,
     )
     if said and not args.dry_run and not (plan.jobs or plan.unreadable):
         raise UsageError("nothing to run: " + "; ".join(said))
@@ -88,10 +89,12 @@ def reproduce(args: argparse.Namespace) -> int:
     folder = args.results / "tables"
     quick = args.quick or None
     for paper in papers:
-        written = views.write_suite(paper, records, folder, only=args.table, quick=quick)
+        written = views.write_suite(paper, records, folder, only=args.table, quick=quick, measured=args.measured)
         say(f"{paper}: {count(len(written), 'file')} in {folder / paper}")
         if len(papers) == 1 and not args.dry_run:
-            print(views.suite_text(paper, records, only=args.table, quick=quick, form="screen"))
+            print(views.suite_text(
+                paper, records, only=args.table, quick=quick, form="screen", measured=args.measured,
+            ))
     missing = {dataset: names for dataset, names in plan.absent.items() if names and dataset in OFFICIAL}
     if missing and not args.dry_run:
         say("incomplete: " + "; ".join(f"{d} lacks {', '.join(names)}" for d, names in missing.items())

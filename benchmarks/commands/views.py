@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands.common import add, add_json, count, names, samples, say, specs, stored
+from benchmarks.commands.common import add, add_json, add_measured, count, names, samples, say, specs, stored
 
 FORMATS = ("md", "latex", "latex-input", "csv", "csv-long", "html")
 
@@ -17,6 +17,7 @@ def add_table(commands: Any) -> None:
     """`table PAPER/TABLE`."""
     parser = add(commands, "table", table, "print one table from stored records")
     parser.add_argument("table", metavar="PAPER/TABLE")
+    add_measured(parser)
     parser.add_argument("--intervals", action="store_true", help="how sure figures are: 95 %% over test pictures")
     parser.add_argument("--format", choices=FORMATS, default="screen", help="(set for the terminal; md when piped)")
     add_json(parser, "format")
@@ -28,7 +29,9 @@ def table(args: argparse.Namespace) -> int:
     from benchmarks import api
     from benchmarks.report import views
 
-    made = api.build_table(args.table, stored(args), args.data_root, intervals=args.intervals, mixed=args.mixed)
+    made = api.build_table(
+        args.table, stored(args), args.data_root, intervals=args.intervals, mixed=args.mixed, measured=args.measured,
+    )
     print(views.render(made, args.format))
     return 0
 

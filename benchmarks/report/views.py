@@ -66,18 +66,22 @@ def _file_name(text: str) -> str:
 
 
 def suite_text(
-    paper: str, records: Iterable[Any], only: str | None = None, *, quick: bool | None = None, form: str = "md"
+    paper: str, records: Iterable[Any], only: str | None = None, *, quick: bool | None = None, form: str = "md",
+    measured: str = "recorded",
 ) -> str:
-    """The tables of a paper, or one of them. quick: see `build`; form: see `render`."""
-    return "\n".join(render(table, form) for table in suite_tables(paper, records, only, quick=quick))
+    """The tables of a paper, or one of them. quick, measured: see `build`; form: see `render`."""
+    made = suite_tables(paper, records, only, quick=quick, measured=measured)
+    return "\n".join(render(table, form) for table in made)
 
 
 def write_suite(
-    paper: str, records: Iterable[Any], folder: Path, only: str | None = None, *, quick: bool | None = None
+    paper: str, records: Iterable[Any], folder: Path, only: str | None = None, *, quick: bool | None = None,
+    measured: str = "recorded",
 ) -> list[Path]:
     """Write them in every format into `<folder>/<paper>`; returns the paths."""
     return [
-        path for table in suite_tables(paper, records, only, quick=quick) for path in write(table, folder / paper)
+        path for table in suite_tables(paper, records, only, quick=quick, measured=measured)
+        for path in write(table, folder / paper)
     ]
 
 

@@ -38,7 +38,7 @@ WIDTHS = (256, 128, 64, 32, 16, 3)  # of the decoder; the first three keep the s
 class AnoVitConfig(TrainedConfig):
     """The code named above."""
 
-    encoder: str = "vit_base_patch16_384.augreg_in21k_ft_in1k"
+    encoder: str = "vit_base_patch16_384.augreg_in21k_ft_in1k"  # a name without weights starts at random (`quick`)
     size: int = 384
     as_found: bool = False  # targets and last layers of the authors' code
     epochs: int = 200
@@ -54,7 +54,7 @@ class AnoVitConfig(TrainedConfig):
     "paper": AnoVitConfig(),
     "authors": AnoVitConfig(as_found=True),
     "quick": AnoVitConfig(
-        encoder="vit_tiny_patch16_384.augreg_in21k_ft_in1k", size=128, epochs=25, held_out=0.1, train_batch=8, lr=1e-3,
+        encoder="vit_tiny_patch16_384", size=128, epochs=25, held_out=0.1, train_batch=8, lr=1e-3,
         sigma=2.0, score_sigma=5.0, shortened=True,
     ),
 })
@@ -112,15 +112,14 @@ class AnoVit(Trained):
 
 
 def tokens(config: AnoVitConfig, context: Context) -> Any:
-    """timm's transformer of a tag at `size`, with its pretrained weights, to be trained further."""
+    """timm's transformer at `size`, to be trained: with the weights of its tag, or by a bare name from nothing."""
     import timm
 
     name = config.encoder.partition(".")[0]
     if not timm.is_model(name) or not name.startswith("vit_"):
         raise ModelError(f"anovit: encoder={config.encoder!r} is no vision transformer that timm knows")
     net = timm.create_model(name, pretrained=False, num_classes=0, global_pool="")
-    state = context.weights.load(config.encoder, net.state_dict())
-    if state is not None:
+    if "." in config.encoder and (state := context.weights.load(config.encoder, net.state_dict())) is not None:
         load_into(net, state, config.encoder)
     if config.size % net.patch_embed.patch_size[0]:
         raise ModelError(f"anovit: size={config.size} must be a multiple of {net.patch_embed.patch_size[0]}")

@@ -99,7 +99,21 @@ def test_every_table_of_every_paper_in_every_format(cli: Cli, tmp_path: Path) ->
     assert not list((tmp_path / "r" / "runs").rglob("seed*"))
     text = (tmp_path / "r" / "tables" / "gen_encdec" / "I.md").read_text()
     bottle = next(line for line in text.splitlines() if "Bottle" in line)
-    assert "—" in bottle and "Nothing measured yet." in text
+    assert "—" not in bottle and "Nothing measured yet." in text
+
+
+def test_measured_chooses_what_is_run_and_shown(cli: Cli, tmp_path: Path) -> None:
+    make_mvtec(tmp_path / "data" / "mvtec_ad" / "bottle")
+    shown = {}
+    for measured in ("all", "ours", "none"):
+        done = cli("reproduce", "--paper", "gen_encdec", "--table", "I", "--quick", "--dry-run", "--measured", measured,
+                   "--data-root", tmp_path / "data", "--weights", "none", "--results", tmp_path / measured)
+        assert done.returncode == 0, done.stderr
+        units = {line.split()[2] for line in done.stdout.splitlines()}
+        text = (tmp_path / measured / "tables" / "gen_encdec" / "I.md").read_text()
+        shown[measured] = units, "—" in next(line for line in text.splitlines() if "Bottle" in line)
+    assert shown["all"] == ({"kdad@quick", "fcdd@quick", "gen_encdec@quick"}, True)
+    assert shown["ours"] == ({"gen_encdec@quick"}, False) and shown["none"] == (set(), False)
 
 
 def test_reproduce_runs_what_is_missing_and_shows_what_is_stored(cli: Cli, tmp_path: Path) -> None:

@@ -38,6 +38,26 @@ def test_measured_beside_published(record) -> None:
     assert "97.12" in wood and "-2.70" in wood
 
 
+def test_measured_figures_stand_where_asked_for(record) -> None:
+    """By default beside every column that has records; those of the paper's own method, all, or none on demand."""
+    some = [record(category="wood", image_auroc=0.97), record("spade@k5", "wood", image_auroc=0.9)]
+    three, one = ("published", "measured", "difference"), ("published",)
+    for measured, wide in (
+        ("recorded", {"RB-AE", "SPADE"}), ("ours", {"RB-AE"}), ("none", set()),
+        ("all", {"AE_SSIM", "f-AnoGAN", "GANomaly", "VAE", "RIAD", "MKD", "SPADE", "Patch SVDD", "RB-AE"}),
+    ):
+        table = tables.build("rb_ae", "II", some, measured=measured)
+        found = {column.label: table.sub_columns(j) for j, column in enumerate(table.columns)}
+        assert {label for label, kinds in found.items() if kinds == three} == wide
+        assert all(kinds == one for label, kinds in found.items() if label not in wide)
+        text = views.render(table, "csv")
+        assert ("90" in text.split("Wood")[1].splitlines()[0]) == ("SPADE" in wide)
+    with pytest.raises(suites.SuiteError, match="recorded, all, ours, none"):
+        tables.build("rb_ae", "II", some, measured="both")
+    counted = tables.build("rb_ae", "I", [], measured="none")  # pictures on disk are no method's
+    assert counted.sub_columns(0) == three
+
+
 def test_mean_is_missing_unless_every_category_is_there(record) -> None:
     some = [record(category=c, image_auroc=v) for c, v in (("carpet", 0.9), ("wood", 0.8))]
     table = tables.build("rb_ae", "II", some)

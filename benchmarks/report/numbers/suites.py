@@ -14,6 +14,10 @@ from typing import Any
 
 import yaml
 
+MEASURED = ("recorded", "all", "ours", "none")
+"""Whose measured figures stand beside the published ones: of methods with records, of every method that can measure a
+line, of the paper's own methods, or of none."""
+
 ANY = "*"
 """As a line's method: measured from the records of any method."""
 WHATEVER = "?"
@@ -71,7 +75,7 @@ class TableSpec:
 
     methods_in: the axis whose keys are the `column` of the published numbers. best: direction in which best and second
     are marked: 'row' (across the columns), 'column', 'group' (down the rows of one group) or 'none'. seeds: how many
-    the table asks for. unit: 'percent', 'fraction', 'count' or 'plain'.
+    the table asks for. unit: 'percent', 'fraction', 'count' or 'plain'. measured: whose measured figures it shows.
     """
 
     paper: str
@@ -88,6 +92,7 @@ class TableSpec:
     methods_in: str = "columns"
     seeds: int = 1
     notes: tuple[str, ...] = ()
+    measured: str = "recorded"
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,7 @@ class Suite:
 
     link: where the paper is found, '' where no address is known.
     quick: preset -> smaller preset for a CPU, both written `method@preset`; None: has no smaller one, left out.
+    own: methods that are the paper's, without their presets; others stand for comparison.
     """
 
     paper: str
@@ -117,6 +123,7 @@ class Suite:
     tables: tuple[TableSpec, ...]
     quick: Mapping[str, str | None]
     link: str = ""
+    own: tuple[str, ...] = ()
 
     def table(self, name: str) -> TableSpec:
         """The named table; SuiteError names the known ones."""
@@ -124,6 +131,20 @@ class Suite:
             if table.name == name:
                 return table
         raise SuiteError(f"{self.paper} has no table {name!r}; it has {', '.join(t.name for t in self.tables)}")
+
+    def only(self, spec: TableSpec, measured: str) -> TableSpec:
+        """A table of it in which only some lines are measured: one of MEASURED. Counts of pictures stay in each."""
+        if measured not in MEASURED:
+            raise SuiteError(f"measured={measured!r}: choose {', '.join(MEASURED)}")
+        if measured in ("recorded", "all"):
+            return replace(spec, measured=measured)
+
+        def kept(line: Line) -> Line:
+            own = measured == "ours" and (line.method or "").partition("@")[0] in self.own
+            return line if own or line.method in (None, ANY, WHATEVER) else replace(line, method=None)
+
+        rows, columns = (tuple(map(kept, lines)) for lines in (spec.rows, spec.columns))
+        return replace(spec, rows=rows, columns=columns, measured=measured)
 
 
 def names() -> list[str]:
@@ -149,14 +170,16 @@ def load(paper: str) -> Suite:
         raise SuiteError(f"{path.name}: {type(error).__name__}: {error}") from error
 
 
-def units(paper: str, table: str | None = None, quick: bool = False) -> list[tuple[str, str, str]]:
+def units(
+    paper: str, table: str | None = None, quick: bool = False, measured: str = "recorded"
+) -> list[tuple[str, str, str]]:
     """(method@preset, dataset, category) of every unit that a table is measured from, in table order, once each.
 
-    Without a table those of all tables of the paper.
+    Without a table those of all tables of the paper. measured: one of MEASURED.
     """
     suite = load(paper)
     found: dict[tuple[str, str, str], None] = {}
-    for spec in suite.tables if table is None else [suite.table(table)]:
+    for spec in (suite.only(one, measured) for one in (suite.tables if table is None else [suite.table(table)])):
         for need in (n for row in spec.rows for column in spec.columns for n in needs(spec, row, column)):
             method = suite.quick.get(need.method, need.method) if quick and need.method else need.method
             if method and method not in (ANY, WHATEVER):
@@ -201,7 +224,8 @@ def _suite(paper: str, raw: Mapping[str, Any]) -> Suite:
             "notes": tuple(table.get("notes", ())),
         }
         tables.append(TableSpec(paper=paper, name=str(name), **given))
-    return Suite(paper, raw["title"], raw["source"], tuple(tables), raw.get("quick") or {}, raw.get("link", ""))
+    own = tuple(raw.get("own", [paper]))
+    return Suite(paper, raw["title"], raw["source"], tuple(tables), raw.get("quick") or {}, raw.get("link", ""), own)
 
 
 def _lines(raw: Sequence[Any], sets: Mapping[str, tuple[str, ...]], methods: bool) -> Iterator[Line]:

@@ -35,10 +35,16 @@ class Table:
         return f"{self.spec.paper}/{self.spec.name}"
 
     def sub_columns(self, j: int) -> tuple[str, ...]:
-        """What column j shows: 'published', 'measured', 'difference'; one of the first two where nothing has both."""
+        """What column j shows: 'published', 'measured', 'difference'; one of the first two where nothing has both.
+
+        Beside the published figures of a method the others stand where it has records; with `measured: all` also
+        where it has none yet.
+        """
         cells = [row[j] for row in self.cells]
+        always = self.spec.methods_in == "rows" or self.spec.measured == "all"
+        there = always or any(c.records for c in cells)
         if any(c.printed is not None and c.state for c in cells):
-            return ("published", "measured", "difference")
+            return ("published", "measured", "difference") if there else ("published",)
         return ("measured",) if any(c.state for c in cells) else ("published",)
 
 
@@ -49,15 +55,17 @@ def build(
     *,
     mixed: bool = False,
     quick: bool | None = None,
+    measured: str = "recorded",
 ) -> Table:
     """A table of a paper from whatever records there are; cells without a record are missing.
 
     quick: True measures with the suite's small presets, False with the paper's, None with the paper's where there is a
     record of it and else with the small one (marked). mixed: allow records of several protocols and label them.
+    measured: whose measured figures stand beside the published ones, one of suites.MEASURED.
     Raises ReportError, or SuiteError for an unknown table.
     """
     suite = suites.load(paper)
-    return assemble(suite.table(table), pool(records), mixed, suite.quick, quick)
+    return assemble(suite.only(suite.table(table), measured), pool(records), mixed, suite.quick, quick)
 
 
 def generic(records: Iterable[Any]) -> list[Table]:
@@ -75,13 +83,14 @@ def generic(records: Iterable[Any]) -> list[Table]:
 
 
 def suite_tables(
-    paper: str, records: Iterable[Any], only: str | None = None, *, quick: bool | None = None
+    paper: str, records: Iterable[Any], only: str | None = None, *, quick: bool | None = None,
+    measured: str = "recorded",
 ) -> list[Table]:
-    """Every table of a paper, or one."""
+    """Every table of a paper, or one; quick and measured as in `build`."""
     suite = suites.load(paper)
     found = pool(records)
     specs = suite.tables if only is None else [suite.table(only)]
-    return [assemble(spec, found, False, suite.quick, quick) for spec in specs]
+    return [assemble(suite.only(spec, measured), found, False, suite.quick, quick) for spec in specs]
 
 
 def assemble(
