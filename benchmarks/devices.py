@@ -88,6 +88,8 @@ def prepare(name: str, *, repeatable: bool = False) -> dict[str, Any]:
     torch.backends.cudnn.deterministic = True
     torch.utils.deterministic.fill_uninitialized_memory = False  # a safety net for code that reads what it never wrote
     torch.use_deterministic_algorithms(repeatable or not gpu, warn_only=True)
+    for fused in (torch.backends.cuda.enable_mem_efficient_sdp, torch.backends.cuda.enable_flash_sdp):
+        fused(not repeatable)  # the backward passes of fused attention add in any order, whatever is asked for above
     return {
         "determinism": "full" if repeatable or not gpu else "cudnn and cublas",
         "tf32": False,

@@ -1,6 +1,6 @@
-"""`make test-gpu`: the checks side by side, then the timings alone, and one verdict: `python -m tests.gpu [DIR]`.
+"""`make test-gpu`: the timings alone, then the checks side by side, and one verdict: `python -m tests.gpu [DIR]`.
 
-Several processes share the GPU in the first part, since most of a check is the CPU's own run. The verdict is the last
+Several processes share the GPU in the second part, since most of a check is the CPU's own run. The verdict is the last
 line; everything found lies in gpu_verdict.json in DIR (here).
 """
 
@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 from tests.gpu.conftest import DRY
 
-PARTS = {"gpu and not alone": max(1, min(8, (os.cpu_count() or 1) // 2)), "gpu and alone": 0}  # processes; 0: this one
+PARTS = {"gpu and alone": 0, "gpu and not alone": max(1, min(8, (os.cpu_count() or 1) // 2))}  # processes; 0: this one
 
 
 def run(marks: str, workers: int, xml: Path) -> None:
