@@ -1,6 +1,6 @@
-"""AST: a normalising flow as teacher, a plain convolutional network as student, on frozen features (RGB only).
+"""AST (Rudolph et al., WACV 2023): a normalising flow as teacher, a plain network as student, on frozen features.
 
-Rudolph et al., WACV 2023: teacher Sec. 3.1, student 3.2, likelihood Eq. 3, distance Eq. 4; settings for MVTec AD Sec.
+RGB only. Teacher Sec. 3.1, student 3.2, likelihood Eq. 3, distance Eq. 4; settings for MVTec AD Sec.
 4.2.3 and 4.2.4, known at second hand.
 
 Compared with the authors' code (marco-rudolph/AST at de57741, set up for MVTec 3D-AD), equal with copied weights:

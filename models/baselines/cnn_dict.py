@@ -1,4 +1,4 @@
-"""CNN_Dict (Napoletano, Piccoli & Schettini, Sensors 2018) as Bergmann et al. (CVPR 2019, Sec. 4.1.3) run it.
+"""CNN_Dict (Napoletano et al., Sensors 2018, as Bergmann et al., CVPR 2019, run it): patches against a dictionary.
 
 Patches of 16x16 px are described by the pooled last stage of ResNet-18, reduced by a PCA to 95 % of their variance, and
 clustered by k-means; the dictionary is the descriptor nearest to each of the 10 centres. A patch's anomaly is its

@@ -1,4 +1,4 @@
-"""SPADE (Cohen & Hoshen, arXiv 2005.02357): pixels are compared with those of the most similar normal pictures.
+"""SPADE (Cohen & Hoshen, 2020, arXiv 2005.02357): pixels are compared with those of the most similar normal pictures.
 
 No training. The K nearest normal pictures are found by the pooled last stage; image score = their mean distance. Then
 each pixel's distance to the nearest feature at any place of these K pictures, per stage of the pyramid (kappa = 1). The

@@ -1,6 +1,6 @@
-"""SuperSimpleNet: noise in feature space teaches a segmentation head and a classification head; scores are logits.
+"""SuperSimpleNet (Rolih, Fucka & Skocaj, ICPR 2024): noise in feature space teaches two heads; scores are logits.
 
-Rolih, Fucka, Skocaj, ICPR 2024 (the conference version), and its extension of 2025 in the Journal of Intelligent
+One head segments, one classifies. The conference version, and its extension of 2025 in the Journal of Intelligent
 Manufacturing (preset `journal`), whose classification head sees the features before the adaptor.
 
 Compared with the authors' code for the conference (blaz-r/SuperSimpleNet at 9c6867c), equal: features enlarged twofold

@@ -1,4 +1,4 @@
-"""VAE, the plain variational autoencoder: an error of reconstruction, no gradients of the latent.
+"""VAE (Kingma & Welling, ICLR 2014), the plain one: an error of reconstruction, no gradients of the latent.
 
 At least four methods stand as "VAE" in tables of MVTec AD: Bergmann et al. (CVPR 2020) a plain one, Liu et al. (CVPR
 2020, in TSDN's table) attention from the latent, Dehaene et al. (ICLR 2020, in RB-AE's tables) descent on the picture,
