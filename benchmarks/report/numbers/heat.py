@@ -12,6 +12,9 @@ Key = tuple[str, str, str, str]
 """(method, preset, dataset, category)."""
 
 
+PLAIN = ("image_auroc", "pixel_auroc", "aupro@0.3")
+LOCO = ("image_auroc/mean", "image_auroc/structural", "image_auroc/logical", "auspro@0.05/mean", "pixel_auroc")
+
 STEPS = (50.0, 60.0, 70.0, 80.0, 85.0, 90.0, 95.0, 98.0, 99.5)
 """Where the next colour of the heat table begins, in percent. Fixed, so that a colour means the same on every page and
 0.2 points between good methods do not look like the way from bad to good; finer near 100, where methods differ in what
@@ -31,6 +34,12 @@ def units_of(found: Pool, dataset: str) -> dict[Key, dict[int, Record]]:
 def have(units: Mapping[Key, Mapping[int, Record]]) -> set[str]:
     """Every metric that a record names."""
     return {name for seeds in units.values() for record in seeds.values() for name in record["metrics"]}
+
+
+def main_metrics(units: Mapping[Key, Mapping[int, Record]]) -> list[str]:
+    """What is shown of them first, image AUROC before pixels and regions; with LOCO's kinds where records have them."""
+    known = have(units)
+    return [m for m in (LOCO if LOCO[0] in known else PLAIN) if m in known] or sorted(known)[:1] or [PLAIN[0]]
 
 
 def over_seeds(seeds: Mapping[int, Record], metric: str) -> float | None:

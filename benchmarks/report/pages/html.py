@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks.report.drawings.comparison import plot
+from benchmarks.report.drawings.speed import speed
 from benchmarks.report.numbers import heat, suites
 from benchmarks.report.numbers.anything import metric_name
 from benchmarks.report.numbers.cells import MARKS, Cell
 from benchmarks.report.numbers.compare import Comparison, comparisons, main_presets, on_common_ground
 from benchmarks.report.numbers.notes import symbol
 from benchmarks.report.numbers.pool import Pool, ReportError, check_protocols, pool, size_text
+from benchmarks.report.numbers.ranking import Ranked, ranking
 from benchmarks.report.numbers.tables import assemble
 from benchmarks.report.pages import fragments
 from benchmarks.report.pages.methods import Page, method_pages
@@ -22,8 +26,10 @@ from benchmarks.report.pages.pictures import Pictures, Samples
 from benchmarks.report.pages.templating import environment
 from benchmarks.report.text.comparison import cost_table
 
-PLAIN = ("image_auroc", "pixel_auroc", "aupro@0.3")
-LOCO = ("image_auroc/mean", "image_auroc/structural", "image_auroc/logical", "auspro@0.05/mean", "pixel_auroc")
+COST_HEADS = {
+    "images_per_s": "pictures/s", "training_s": "training s", "peak_host_mb": "host MiB",
+    "peak_device_mb": "device MiB",
+}
 ASSETS = Path(__file__).parent / "assets"
 
 
@@ -59,11 +65,12 @@ def write(
     for page in pages:
         _page(out / page.file, "method.html", context, heading=page.spec, root="../", **page.content)
     links = {id(record): page.anchor(record) for page in pages for record in page.records}
-    _index(out, found, pages, links, protocols, context, bool(pictures.made))
+    grounds = _grounds(found, mixed)
+    _index(out, found, pages, links, protocols, context, bool(pictures.made), grounds)
     _page(out / "papers.html", "papers.html", context, heading="Tables of the papers", root="",
           suites=_suites(found, links, mixed))
     _page(out / "compare.html", "compare.html", context, heading="Comparison of methods", root="",
-          parts=_comparisons(out, found, mixed))
+          parts=_comparisons(out, grounds))
     _units(out, found, links, context)
     return out / "index.html"
 
@@ -88,9 +95,9 @@ def _page(path: Path, template: str, context: Mapping[str, Any], **content: Any)
 
 def _index(
     out: Path, found: Pool, pages: Sequence[Page], links: Mapping[int, str], protocols: Sequence[tuple[str, str]],
-    context: Mapping[str, Any], pictures: bool,
+    context: Mapping[str, Any], pictures: bool, grounds: Sequence[Ground],
 ) -> None:
-    datasets = sorted({key[2] for key in found.units})
+    hrefs = {page.spec: page.file for page in pages}
     failed = [
         (" ".join(key), why) for key, reasons in sorted(found.failed.items()) for why in reasons
     ]
@@ -98,17 +105,103 @@ def _index(
     used = {mark for seeds in found.units.values() for r in seeds.values() for mark in r.get("marks") or ()}
     _page(
         out / "index.html", "index.html", context, heading="Anomaly detection benchmark", root="", methods=pages,
-        heats=[_heat(dataset, found, pages, links) for dataset in datasets], failed=failed, left_out=found.left_out,
+        parts=[{"ranking": _ranking(out, ground, number, hrefs), "heat": _heat(ground.dataset, found, pages, links)}
+               for number, ground in enumerate(grounds)], failed=failed, left_out=found.left_out,
         protocol=lines, pictures=pictures,
         signs=[MARKS[m] if m in MARKS else (symbol(m), "mark given by the record") for m in sorted(used)],
     )
 
 
+@dataclass(frozen=True)
+class Ground:
+    """A dataset, and the comparisons of main presets over what all of them ran. left: method -> categories it lacks."""
+
+    dataset: str
+    here: Pool
+    left: dict[str, list[str]]
+    made: list[Comparison]
+
+
+def _grounds(found: Pool, mixed: bool) -> list[Ground]:
+    grounds = []
+    for dataset in sorted({key[2] for key in found.units}):
+        units = heat.units_of(found, dataset)
+        here = Pool(units=units, rivals={key: found.rivals[key] for key in units})
+        methods, left = on_common_ground(here, main_presets(here))
+        try:
+            made = comparisons(here, methods, None, mixed)
+        except ReportError:  # every figure of it is undefined, which the tables say
+            made = []
+        grounds.append(Ground(dataset, here, left, made))
+    return grounds
+
+
+def _ranking(out: Path, ground: Ground, number: int, hrefs: Mapping[str, str]) -> dict[str, Any] | None:
+    """Best first, with costs, and a drawing of accuracy against speed for the device of most methods."""
+    rows = ranking(ground.made, ground.here)
+    if not rows:
+        return None
+    counts = Counter(row.device for row in rows)
+    device = max(counts, key=lambda name: (counts[name], name))
+    drawn, chart = speed([row for row in rows if row.device == device], ground.made[0].name), ""
+    if drawn:
+        chart = f"charts/speed-{number}.svg"
+        (out / chart).parent.mkdir(parents=True, exist_ok=True)
+        (out / chart).write_text(drawn, encoding="utf-8")
+    place = min((row.place for row in rows if row.place > 1), default=0)
+    seconds = [row for row in rows if row.place == place]
+    second = seconds[0] if seconds else None
+    shown = [name for name in COST_HEADS if any(row.costs[name] is not None for row in rows)]
+    metrics = [one.name for one in ground.made]
+    columns = [[row.mean for row in rows], *([row.others[k] for row in rows] for k in range(len(metrics) - 1))]
+    return {
+        "metrics": metrics, "over": len(ground.made[0].categories), "left": ground.left, "chart": chart,
+        "device": device, "several": len(counts) > 1, "best": [row.spec for row in rows if row.place == 1],
+        "mean": f"{rows[0].mean:.2f}", "marks": "".join(map(symbol, rows[0].marks)),
+        "speed": _cost(rows[0].costs["images_per_s"], 1), "cost_heads": [COST_HEADS[name] for name in shown],
+        "ahead": f"{second.behind:.2f}" if second else "",
+        "second": [row.spec for row in seconds], "test": _test(ground.made[0], rows[0].spec, second),
+        "rows": [
+            {
+                "place": row.place, "spec": row.spec, "href": hrefs[row.spec], "device": row.device,
+                "sd": f" ± {row.sd:.2f}" if row.sd is not None else "",
+                "marks": "".join(map(symbol, row.marks)), "behind": f"{row.behind:.2f}" if row.place > 1 else "",
+                "figures": [
+                    {"text": "—" if (v := column[i]) is None else f"{v:.2f}", "place": _place(column, i)}
+                    for column in columns
+                ],
+                "costs": [_cost(row.costs[name], 1 if name.endswith("_s") else 0) for name in shown],
+            }
+            for i, row in enumerate(rows)
+        ],
+    }
+
+
+def _place(column: Sequence[float | None], i: int) -> int:
+    """1 for the best figure of a column, 2 for the next, else 0."""
+    order = sorted({v for v in column if v is not None}, reverse=True)
+    return order.index(column[i]) + 1 if len(order) > 1 and column[i] in order[:2] else 0
+
+
+def _cost(value: float | None, digits: int) -> str:
+    return "—" if value is None else f"{value:,.{digits}f}"
+
+
+def _test(one: Comparison, best: str, second: Ranked | None) -> str:
+    """Whether the lead over the second can be more than chance, in words."""
+    pair = next((p for p in one.pairs if second and {p.a, p.b} == {best, second.spec}), None)
+    if pair is None:
+        return ""
+    if pair.adjusted is None or len(one.categories) < 6:
+        few = "One category is" if len(one.categories) == 1 else f"{len(one.categories)} categories are"
+        return f"{few} too few to tell by a test whether that is more than chance"
+    return f"Wilcoxon's test over the categories gives p = {max(pair.adjusted, 0.001):.3f} for that (Holm)"
+
+
 def _heat(dataset: str, found: Pool, pages: Sequence[Page], links: Mapping[int, str]) -> dict[str, Any]:
     """Method x category, every metric in each cell so that a script can switch; the first one is shown."""
     units = heat.units_of(found, dataset)
-    have = heat.have(units)
-    metrics = [m for m in (LOCO if LOCO[0] in have else PLAIN) if m in have] or sorted(have)[:1] or ["image_auroc"]
+    metrics = heat.main_metrics(units)
     tables = [heat.table(units, metric) for metric in metrics]
     categories = sorted({key[3] for key in units})
     rows = []
@@ -197,28 +290,25 @@ def _suites(found: Pool, links: Mapping[int, str], mixed: bool) -> list[dict[str
     return shown
 
 
-def _comparisons(out: Path, found: Pool, mixed: bool) -> list[dict[str, Any]]:
+def _comparisons(out: Path, grounds: Sequence[Ground]) -> list[dict[str, Any]]:
     """Per dataset: the main presets over what all of them ran, and every other preset for the reader to choose."""
     from markupsafe import Markup
 
     parts = []
-    for number, dataset in enumerate(sorted({key[2] for key in found.units})):
-        units = heat.units_of(found, dataset)
+    for number, ground in enumerate(grounds):
+        units, made = ground.here.units, ground.made
         specs = sorted({f"{key[0]}@{key[1]}" for key in units})
-        if len(specs) < 2:
+        if len(specs) < 2 or not made:
             continue
-        here = Pool(units=units, rivals={key: found.rivals[key] for key in units})
-        methods, left = on_common_ground(here, main_presets(here))
-        made = comparisons(here, methods, None, mixed)
         figure = None
-        if made and made[0].ranks:
+        if made[0].ranks:
             figure = plot(made[0], out / "images" / f"compare-{number}.png").relative_to(out).as_posix()
         parts.append({
-            "dataset": dataset, "figure": figure, "left": left, "choice": _choice(units, specs, made[0]),
+            "dataset": ground.dataset, "figure": figure, "left": ground.left, "choice": _choice(units, specs, made[0]),
             "details": [
                 {"name": one.name, "html": Markup(fragments.comparison([one], None))} for one in made
             ],
-            "costs": Markup(fragments.plain(cost_table(here, specs))),
+            "costs": Markup(fragments.plain(cost_table(ground.here, specs))),
         })
     return parts
 
@@ -229,6 +319,12 @@ def _choice(units: Mapping[heat.Key, Mapping[int, Any]], specs: Sequence[str], s
     categories = sorted({key[3] for key in units})
     common = {name.partition("/")[2] for name in shown.categories}
     rows = []
+
+    def marks(spec: str, category: str) -> str:
+        seeds = [record for key, found in units.items() if (f"{key[0]}@{key[1]}", key[3]) == (spec, category)
+                 for record in found.values()]
+        return "".join(map(symbol, sorted({m for record in seeds for m in record.get("marks") or ()})))
+
     for spec in sorted(specs, key=lambda m: (shown.ranks.get(m, len(specs) + 1), m)):
         chosen = spec in shown.ranks
         mean, n = heat.over_categories(values[spec], common if chosen else ())
@@ -237,8 +333,8 @@ def _choice(units: Mapping[heat.Key, Mapping[int, Any]], specs: Sequence[str], s
             "rank": f"{shown.ranks[spec]:.2f}" if chosen else "",
             "cells": [
                 {"text": "—" if v is None else f"{v:.1f}", "value": "" if v is None else f"{v:.6g}",
-                 "level": "" if v is None else heat.level(v)}
-                for v in (values[spec].get(category) for category in categories)
+                 "level": "" if v is None else heat.level(v), "marks": "" if v is None else marks(spec, category)}
+                for category in categories for v in (values[spec].get(category),)
             ],
         })
     return {"metric": shown.name, "categories": categories, "rows": rows, "over": len(common)}

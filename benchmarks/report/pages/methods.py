@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.report.drawings import charts
+from benchmarks.report.numbers import heat
 from benchmarks.report.numbers.anything import metric_name
 from benchmarks.report.numbers.misses import examples, worst
 from benchmarks.report.numbers.notes import symbol
 from benchmarks.report.numbers.pool import Pool, Record, lent_seconds, protocol_of, size_text
+from benchmarks.report.numbers.suites import mean_label
 from benchmarks.report.pages.pictures import Pictures
 
 COUNTS = {"train": "train", "validation": "validation", "test_good": "good", "test_anomalous": "defective"}
@@ -52,11 +54,44 @@ def method_pages(found: Pool, out: Path, pictures: Pictures) -> list[Page]:
             for unit in units:
                 unit["protocol"] = ""
         page.content = {
-            "units": units, "configs": list(configs.values()), "machines": list(machines.values()),
+            "tables": _tables(found, spec, records), "units": units, "configs": list(configs.values()),
+            "machines": list(machines.values()),
             "protocol": next(iter(common)) if len(common) == 1 else "",
         }
         pages.append(page)
     return pages
+
+
+def _tables(found: Pool, spec: str, records: Sequence[Record]) -> list[dict[str, Any]]:
+    """For each dataset its categories and their mean, in percent, mean over seeds; a category leads to its unit."""
+    made = []
+    for dataset in dict.fromkeys(record["unit"]["dataset"] for record in records):
+        units = {key: seeds for key, seeds in heat.units_of(found, dataset).items() if f"{key[0]}@{key[1]}" == spec}
+        metrics = heat.main_metrics(units)
+        columns = [heat.table(units, metric)[spec] for metric in metrics]
+        rows = []
+        for category in sorted({key[3] for key in units}):
+            first = next(i for i, r in enumerate(records)
+                         if (r["unit"]["dataset"], r["unit"]["category"]) == (dataset, category))
+            seeds = next(seeds for key, seeds in units.items() if key[3] == category)
+            marks = sorted({m for record in seeds.values() for m in record.get("marks") or ()})
+            rows.append({
+                "name": category, "href": f"#u{first}", "seeds": str(len(seeds)), "marks": "".join(map(symbol, marks)),
+                "values": [column.get(category) for column in columns],
+            })
+        if len(rows) > 1:
+            means = [heat.over_categories(column, column) for column in columns]
+            rows.append({
+                "name": mean_label(dataset, len(rows)), "href": "", "seeds": "",
+                "marks": "".join(dict.fromkeys(sign for row in rows for sign in row["marks"])),
+                "values": [mean if n == len(rows) else None for mean, n in means],
+            })
+        for row in rows:
+            row["cells"] = [("—", "") if v is None else (f"{v:.2f}", heat.level(v)) for v in row.pop("values")]
+        made.append({
+            "dataset": dataset, "rows": rows, "metrics": [" ".join(filter(None, metric_name(m))) for m in metrics],
+        })
+    return made
 
 
 def _unit(
@@ -111,16 +146,19 @@ def _place(path: str | None, results: Path | None) -> str:
     return Path(path).relative_to(results).as_posix() if below and results is not None else Path(path).name
 
 
-def _metrics(record: Record) -> list[tuple[str, list[tuple[str, str]]]]:
-    """[(metric, [(part of it, percent)])]: limits and kinds of defects of one metric stand in one row."""
-    rows: dict[str, list[tuple[str, str]]] = {}
+def _metrics(record: Record) -> list[tuple[list[str], list[tuple[str, list[str]]]]]:
+    """[(heads, [(metric, percent below each head)])]: metrics with the same limits and kinds stand together."""
+    rows: dict[str, dict[str, str]] = {}
     for key, value in record["metrics"].items():
         name, part = metric_name(key)
         head, _, limit = name.partition("@")
         limit = {"": "", "max": "by the map's maximum"}.get(limit, f"to {limit}")
         label = ", ".join(filter(None, (limit, part.replace("_", " "))))
-        rows.setdefault(head, []).append((label, "undef." if value is None else f"{100 * value:.2f}"))
-    return list(rows.items())
+        rows.setdefault(head, {})[label] = "undef." if value is None else f"{100 * value:.2f}"
+    blocks: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}
+    for name, parts in rows.items():
+        blocks.setdefault(tuple(parts), []).append((name, list(parts.values())))
+    return [(list(heads) if any(heads) else [], lines) for heads, lines in blocks.items()]
 
 
 def _charts(record: Record, path: Path) -> str:

@@ -82,6 +82,19 @@ for (const section of document.querySelectorAll("section.heat")) {
   });
 }
 
+const tabs = Array.from(document.querySelectorAll("nav.tabs a"));
+if (tabs.length) {
+  const show = () => {
+    const chosen = tabs.find((tab) => tab.hash === location.hash) || tabs[0];
+    for (const tab of tabs) {
+      document.querySelector(tab.hash).style.display = tab === chosen ? "" : "none";
+      if (tab === chosen) tab.setAttribute("aria-current", "true"); else tab.removeAttribute("aria-current");
+    }
+  };
+  window.addEventListener("hashchange", show);
+  show();
+}
+
 for (const section of document.querySelectorAll("section.choice")) {
   const rows = Array.from(section.querySelectorAll("table.heat tbody tr")).slice();
   const values = (row) => Array.from(row.querySelectorAll("td[data-value]"), (cell) => parseFloat(cell.dataset.value));
