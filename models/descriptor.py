@@ -1,9 +1,10 @@
 """Teachers of US/ST and GCAD: a network that describes the patch around every pixel, distilled from a pretrained one.
 
 Bergmann et al., CVPR 2020, Sec. 3.1: a small network T of patches of 17, 33 or 65 px, with a linear decoder, learns to
-give the pooled features of ResNet-18 on patches of natural pictures (ImageNet in the paper), while the correlations of
-its values among each other are kept small. Without padding T gives one descriptor of a patch; for all pixels of a
-picture the poolings are taken at every place and their four phases go on apart (Bailer et al., BMVC 2017).
+give the pooled features of ResNet-18 on patches of natural pictures (ImageNet in the paper; Eq. 1), while the
+correlations of its values among each other are kept small (Eq. 5). Without padding T gives one descriptor of a patch;
+for all pixels of a picture the poolings are taken at every place and their four phases go on apart (Bailer et al., BMVC
+2017).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _made: dict[Any, tuple[dict[str, Tensor], dict[str, Any]]] = {}  # teachers do n
 
 @dataclass(frozen=True, kw_only=True)
 class DescriptorConfig(TrainedConfig):
-    """Sec. 3.1 and 4 of the paper, for the teachers."""
+    """Sec. 3.1 and 4 of the paper, for the teachers; lambda_k = lambda_c = 1, lambda_m = 0 (Sec. 4.2)."""
 
     patches: tuple[int, ...] = (17, 33, 65)  # sides of the teachers' patches, a model each
     narrow: int = 1  # what the channels are divided by
@@ -164,7 +165,7 @@ class Teacher(Descriptor):
 
 
 def compactness(rows: Tensor) -> Tensor:
-    """Sum of the correlations of every two values over a batch of descriptors [N, d]."""
+    """Sum of the correlations of every two values over a batch of descriptors [N, d] (Eq. 5)."""
     unit = F.normalize(rows - rows.mean(0), dim=0)
     correlation = unit.T @ unit
     return correlation.sum() - correlation.diagonal().sum()

@@ -1,14 +1,15 @@
 """CNN_Dict (Napoletano et al., Sensors 2018, as Bergmann et al., CVPR 2019, run it): patches against a dictionary.
 
-Patches of 16x16 px are described by the pooled last stage of ResNet-18, reduced by a PCA to 95 % of their variance, and
-clustered by k-means; the dictionary is the descriptor nearest to each of the 10 centres. A patch's anomaly is its
-distance to the dictionary; a pixel's the mean over the patches on it, every 4 px; objects have 256, textures 512 px.
-Neither paper came with code, and MVTec AD's figures are from Bergmann's own implementation; compared with another's
-(shikharmn/CNN-Feature-Dictionary at eb5e863, which differs from the recipe: ResNeXt-101, descriptors standardised,
-squared distances to the 3 nearest entries). From the recipe: all of the above. Not public, and chosen here: the
-distance is to the nearest entry (`nearest`); the components are not scaled after the PCA; a patch is enlarged to the
-224 px of ResNet's training and normalised as ImageNet's pictures; k-means starts from drawn descriptors; 10,000 patches
-at random places, neither turned nor mirrored (the recipe augments); score = the map's maximum.
+Patches (16x16 px; 65x65 in the authors' paper of 2020, App. C: preset `p65`) are described by the pooled last stage of
+ResNet-18, reduced by a PCA to 95 % of their variance, and clustered by k-means; the dictionary is the descriptor
+nearest to each of the 10 centres. A patch's anomaly is its distance to the dictionary; a pixel's the mean over the
+patches on it, every 4 px; objects have 256, textures 512 px. Neither paper came with code, and MVTec AD's figures are
+from Bergmann's own implementation; compared with another's (shikharmn/CNN-Feature-Dictionary at eb5e863, which differs
+from the recipe: ResNeXt-101, descriptors standardised, squared distances to the 3 nearest entries). From the recipe:
+all of the above. Not public, and chosen here: the distance is to the nearest entry (`nearest`); the components are not
+scaled after the PCA; a patch is enlarged to the 224 px of ResNet's training and normalised as ImageNet's pictures;
+k-means starts from drawn descriptors; 10,000 patches at random places, neither turned nor mirrored (the recipe
+augments); score = the map's maximum.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class CnnDictConfig(Config):
 @register("cnn_dict", presets={
     "objects": CnnDictConfig(),
     "textures": CnnDictConfig(size=512),
+    "p65": CnnDictConfig(patch=65),
     "quick": CnnDictConfig(layer="layer3", size=128, stride=8, input=32, samples=2000, shortened=True),
 })
 class CnnDict(Detector):
@@ -65,10 +67,8 @@ class CnnDict(Detector):
 
     def __init__(self, config: CnnDictConfig, context: Context) -> None:
         super().__init__(config, context)
-        if config.patch > config.size or (config.size - config.patch) % config.stride:
-            raise ModelError(
-                f"cnn_dict: patches of {config.patch} px every {config.stride} px do not cover {config.size} px"
-            )
+        if config.patch > config.size:
+            raise ModelError(f"cnn_dict: size={config.size} must be at least the patch's {config.patch} px")
         self.preprocess = Preprocess((config.size, config.size))
         self.net = backbone(config.backbone, (config.layer,), context.weights, context.device)
         self.mean = self.directions = self.dictionary = torch.empty(0)
@@ -104,7 +104,10 @@ class CnnDict(Detector):
             grid = self._windows(self.preprocess([picture], self.context.device), self.config.stride)[0]
             rows = self._reduced(self._described(grid.permute(1, 2, 0, 3, 4).flatten(0, 1)))
             distances = knn(rows, self.dictionary, self.config.nearest)[0].mean(1).view(1, *grid.shape[1:3])
-            maps.append(spread_over(distances, self.config.patch, self.config.stride, self.config.size))
+            reached = (len(grid[0]) - 1) * self.config.stride + self.config.patch
+            means = spread_over(distances, self.config.patch, self.config.stride, reached).unsqueeze(1)
+            left = self.config.size - reached  # lines that no patch reaches take the last one's values
+            maps.append(F.pad(means, (0, left, 0, left), mode="replicate")[:, 0])
         return Prediction(torch.cat(maps), None)
 
     def _windows(self, x: Tensor, stride: int) -> Tensor:

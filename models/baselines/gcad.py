@@ -32,7 +32,7 @@ from models.registry import register
 
 @dataclass(frozen=True, kw_only=True)
 class GcadConfig(DescriptorConfig):
-    """The paper, Sec. 4 and 5, as far as it is known."""
+    """The paper, as far as it is known."""
 
     patches: tuple[int, ...] = (17, 33)
     width: int = 64  # of the U-Nets' first level

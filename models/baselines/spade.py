@@ -1,14 +1,14 @@
 """SPADE (Cohen & Hoshen, 2020, arXiv 2005.02357): pixels are compared with those of the most similar normal pictures.
 
-No training. The K nearest normal pictures are found by the pooled last stage; image score = their mean distance. Then
-each pixel's distance to the nearest feature at any place of these K pictures, per stage of the pyramid (kappa = 1). The
-authors published no code; compared with the one whose figures are quoted (byungjae89/SPADE-pytorch at 077c67b). The
-same in `k5`: Wide-ResNet-50-2, 256 px and crop 224, mean Euclidean distance to 5 pictures, bilinear upsampling and mean
-of the three stages' distances, Gaussian of sigma 4 with reflected borders. `paper` has K = 50 and squared distances of
-pictures as reviews of the paper give them; they also say that it joins the stages before the distance, which was not
-followed, since its text was not at hand and the authors' later work has both. Left: that code cuts the bank to a
-multiple of 100 vectors (rounding), and its distances are wrong with newer torch (a reduction over another axis); both
-sides are resized (theirs the shorter one).
+No training. The K nearest normal pictures are found by the pooled last stage (Sec. 3.1, 3.2); image score = their mean
+distance. Then each pixel's distance to the nearest feature at any place of these K pictures, per stage of the pyramid
+(Sec. 3.3, kappa = 1). The authors published no code; compared with the one whose figures are quoted
+(byungjae89/SPADE-pytorch at 077c67b). The same in `k5`: Wide-ResNet-50-2, 256 px and crop 224, mean Euclidean distance
+to 5 pictures, bilinear upsampling and mean of the three stages' distances, Gaussian of sigma 4 with reflected borders.
+`paper` has K = 50 (Sec. 3.5) and squared distances of pictures as a translation of the paper gives them; that also says
+that the paper joins the stages before the distance, which is not followed here: the code does not, and the authors'
+later work has both. Left: that code cuts the bank to a multiple of 100 vectors (rounding), and its distances are wrong
+with newer torch (a reduction over another axis); both sides are resized (theirs the shorter one).
 """
 
 from __future__ import annotations

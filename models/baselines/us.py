@@ -1,17 +1,17 @@
 """US, also ST (Bergmann et al., CVPR 2020, arXiv 1911.02357): uninformed students of a teacher of patches.
 
-A teacher that describes the patch around every pixel is distilled on natural pictures (Sec. 3.1,
+A teacher that describes the patch around every pixel is distilled on natural pictures (Sec. 3.1, Eq. 1, 5 and 6,
 `models/descriptor`); three students of the same form, started apart, learn its descriptors of normal pictures (Sec.
-3.2). Map = regression error of the students' mean, and their variance, each less its mean and by its deviation over
-normal validation pictures, added (Sec. 3.3); mean over teachers of 17, 33 and 65 px (Sec. 3.4). The authors published
-no code; compared with two others' (LuyaooChen/uninformed-students-pytorch at b77a0c5,
-denguir/student-teacher-anomaly-detection at fc279ef). As quoted from the paper: networks, loss ||D(T) - P||^2 +
-correlations, Adam 2e-4 and decay 1e-5 in 50,000 steps of 64; students: 256 px, Adam 1e-4, decay 1e-5, batch 1, 100
-epochs. Chosen here: squares of natural pictures of any side from the patch's on are scaled to it (LuyaooChen the like;
-the paper's scale is not public), a tenth of the training pictures is the validation part, zeros around, score = the
-map's maximum, as in the authors' paper of 2022. Left: scales and students are trained side by side, which changes no
-gradient. Where the two codes depart (descriptors compared over the wrong axis, means of each picture, a teacher trained
-on the category) neither is followed.
+3.2, Eq. 7). Map = regression error of the students' mean, and their variance, each less its mean and by its deviation
+over normal validation pictures, added (Eq. 9 to 11); mean over teachers of 17, 33 and 65 px (Sec. 3.3, Eq. 12). The
+authors published no code; compared with two others' (LuyaooChen/uninformed-students-pytorch at b77a0c5,
+denguir/student-teacher-anomaly-detection at fc279ef). As quoted from the paper (Sec. 4.2, Tables 4 and 5): networks,
+loss ||D(T) - P||^2 + correlations, Adam 2e-4 and decay 1e-5 in 50,000 steps of 64; students: 256 px, Adam 1e-4, decay
+1e-5, batch 1, 100 epochs. Chosen here: squares of natural pictures of any side from the patch's on are scaled to it
+(LuyaooChen the like; the paper's scale is not public), a tenth of the training pictures is the validation part, zeros
+around, score = the map's maximum, as in the authors' paper of 2022. Left: scales and students are trained side by side,
+which changes no gradient. Where the two codes depart (descriptors compared over the wrong axis, means of each picture,
+a teacher trained on the category) neither is followed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from models.registry import register
 
 @dataclass(frozen=True, kw_only=True)
 class UsConfig(DescriptorConfig):
-    """The paper, Sec. 4."""
+    """The paper, Sec. 4.2."""
 
     students: int = 3
     held_out: float = 0.1  # of the training pictures, where there are no validation pictures
@@ -94,7 +94,7 @@ class Us(Trained):
         return {**log, **logs, "unexplained": {str(patch): float(value) for patch, value in left.items()}}
 
     def _loss(self, x: Tensor, patch: int) -> Tensor:
-        """Sum over students of the mean squared distance to the teacher's descriptors (Sec. 3.2)."""
+        """Sum over students of the mean squared distance to the teacher's descriptors (Eq. 7)."""
         target = self.trained[f"teacher{patch}"](x)
         apart = [(student(x) - target).square().sum(1).mean() for student in self.trained[f"students{patch}"]]
         return torch.stack(apart).sum()
@@ -113,7 +113,7 @@ class Us(Trained):
 
 
 def error_and_variance(students: Tensor, teacher: Tensor) -> Tensor:
-    """Squared error of the mean of students [M, B, d, h, w] and their variance (Sec. 3.3): [B, 2, h, w]."""
+    """Squared error of the mean of students [M, B, d, h, w] and their variance (Eq. 9 and 10): [B, 2, h, w]."""
     mean = students.mean(0)
     variance = students.square().sum(2).mean(0) - mean.square().sum(1)
     return torch.stack([(mean - teacher).square().sum(1), variance], 1)

@@ -339,11 +339,11 @@ def test_latex_compiles(record, tmp_path: Path) -> None:
 
 def test_latex_for_input_has_caption_label_notes_and_parts(record) -> None:
     runs = [record("rb_ae@paper", c, marks=("untrained",), image_auroc=0.9) for c in ("wood", "tile")]
-    text = views.render(tables.build("rb_ae", "II", runs), "latex-input")
+    text = views.render(tables.build("rb_ae", "II", runs, measured="all"), "latex-input")
     assert "documentclass" not in text and text.count(r"\begin{table}") == text.count(r"\end{table}") == 1
     assert text.count(r"\label{tab:rb-ae-II}") == 1 and r"\caption{" in text
     heads = re.findall(r"\\begin\{tabular\}\{l(r+)\}", text)
-    assert len(heads) == 3 and sum(map(len, heads)) == 27 and max(map(len, heads)) <= 12
+    assert len(heads) == 3 and sum(map(len, heads)) == 29 and max(map(len, heads)) <= 12
     assert text.count("Wood &") == 3, "each part has its row heads"
     assert text.count(r"90.00\textsuperscript{$\dagger$}") == 2
     assert text.index(r"$\dagger$: a network") > text.rindex(r"\end{tabular}")

@@ -65,18 +65,27 @@ def test_map_is_the_mean_over_patches_of_the_distance_to_the_dictionary(nearest)
     assert found.anomaly_map.std() > 0
 
 
+def test_lines_that_no_patch_reaches_take_the_nearest_value():
+    detector, test = build("cnn_dict@quick", {**SMALL, "size": "35"}), pictures(1, 4, spot=True)
+    detector.fit(pictures(7), None)
+    found = detector.predict(test).anomaly_map[0]
+    assert found.shape == (35, 35) and (found > 0).all()
+    assert torch.equal(found[32:, :32], found[31:32, :32].expand(3, -1)) and torch.equal(found[34, 34], found[31, 31])
+
+
 def test_settings_are_the_recipes():
     config = build("cnn_dict@objects", {"layer": "layer1"}).config
     found = config.size, config.patch, config.stride, config.centres, config.variance, config.samples, config.input
     assert found == (256, 16, 4, 10, 0.95, 10_000, 224)
     assert build("cnn_dict@textures", {"layer": "layer1"}).config.size == 512
+    assert build("cnn_dict@p65", {"layer": "layer1"}).config.patch == 65
 
 
 def test_what_cannot_work_is_refused():
     with pytest.raises(ModelError, match="too few"):
         build("cnn_dict@quick", SMALL).fit([], None)
-    with pytest.raises(ModelError, match="do not cover"):
-        build("cnn_dict@quick", {"size": "130"})
+    with pytest.raises(ModelError, match="at least the patch"):
+        build("cnn_dict@quick", {"size": "12"})
     with pytest.raises(ModelError, match="no layer"):
         build("cnn_dict@quick", {"layer": "layer9"})
 
