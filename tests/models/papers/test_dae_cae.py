@@ -309,3 +309,19 @@ def test_bad_input_is_named() -> None:
     assert build(replace(DAE, epochs=1)).fit(small, None)["notes"][0] == (
         "3 of 3 training pictures are smaller than 64x64 and were enlarged"
     )
+
+
+@pytest.mark.parametrize(("family", "config"), [(Dae, replace(DAE, encoder="vgg16")), (Cae, CAE)])
+def test_the_code_is_normalised_by_all_training_pictures_as_they_are_seen_at_test(
+    family: type[AutoencoderDetector], config: Any
+) -> None:
+    """Not by the running means that training leaves, which lag behind the weights."""
+    train = varied(12)
+    detector = family(replace(config, lr=1e-2), context())
+    detector.fit(train, None)
+    assert detector.net.to_code is not None
+    data = detector._pictures(train)
+    with torch.no_grad():
+        seen = detector.net.encode(detector._input(train, data))[0].flatten(1)
+    norm = detector.net.to_code.norm
+    torch.testing.assert_close(norm.running_mean, seen.mean(0), rtol=1e-4, atol=1e-5)
