@@ -54,7 +54,7 @@ class FAnoGanConfig(TrainedConfig):
 @register("f_anogan", presets={
     "paper": FAnoGanConfig(),
     "quick": FAnoGanConfig(
-        width=8, latent=32, gan_steps=400, critic_steps=2, steps=400, encoder_lr=1e-3, train_batch=8, lr=5e-4,
+        width=8, latent=32, gan_steps=600, critic_steps=2, steps=200, encoder_lr=1e-3, train_batch=8, lr=1e-3,
         shortened=True,
     ),
 })
