@@ -52,8 +52,9 @@ class GcadConfig(DescriptorConfig):
     "p17": GcadConfig(patches=(17,)),
     "p33": GcadConfig(patches=(33,)),
     "quick": GcadConfig(
-        patches=(17,), narrow=16, layer="layer3", textures="embedded", natural_size=128, teacher_steps=300,
-        teacher_lr=2e-3, width=8, global_width=8, size=64, epochs=20, train_batch=2, lr=1e-3, shortened=True,
+        patches=(17,), narrow=16, layer="layer3", textures="embedded", natural_size=128, teacher_steps=200,
+        teacher_batch=32, teacher_lr=2e-3, width=8, global_width=8, size=64, epochs=8, train_batch=2, lr=1e-3,
+        shortened=True,
     ),
 })
 class Gcad(Trained):

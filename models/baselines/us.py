@@ -47,8 +47,8 @@ class UsConfig(DescriptorConfig):
     "p33": UsConfig(patches=(33,)),
     "p65": UsConfig(patches=(65,)),
     "quick": UsConfig(
-        patches=(17, 33), narrow=16, layer="layer3", textures="embedded", natural_size=128, teacher_steps=300,
-        teacher_lr=2e-3, size=128, epochs=4, lr=1e-3, shortened=True,
+        patches=(33,), narrow=16, layer="layer3", textures="embedded", natural_size=128, teacher_steps=200,
+        teacher_batch=32, teacher_lr=2e-3, size=128, epochs=3, lr=1e-3, shortened=True,
     ),
 })
 class Us(Trained):

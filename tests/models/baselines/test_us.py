@@ -9,8 +9,8 @@ from models.base import ModelError
 from models.baselines import us
 from tests.models.baselines.common import build, check_fit_predict_seed_and_state, pictures
 
-SMALL = {"size": "32", "epochs": "2", "teacher_steps": "3", "teacher_batch": "4", "natural": "4", "natural_size": "40",
-         "layer": "layer1"}
+SMALL = {"patches": "17,33", "size": "32", "epochs": "2", "teacher_steps": "3", "teacher_batch": "4", "natural": "4",
+         "natural_size": "40", "layer": "layer1"}
 
 
 def test_error_and_variance_by_hand():
