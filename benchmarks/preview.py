@@ -106,7 +106,7 @@ class Times:
                  (("own", "their category"), ("other", "other categories")) if counts[kind]]
         text = f"{duration(total)} for {', '.join(parts)} took" if parts else "unknown, since no stored unit tells"
         if unknown and parts:
-            text += f"; unknown for {counts['unknown']} units"
+            text += f"; unknown for {counts['unknown']} unit{'s' * (counts['unknown'] != 1)}"
         return f"time on {self.where}, one worker: {text}" + (f" (no record: {', '.join(unknown)})" if unknown else "")
 
 

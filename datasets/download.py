@@ -138,7 +138,7 @@ def download(
         raise DatasetError(f"{what}; {_space(data_root)}, then run this again to go on") from error
     if all(p.suffix == ".lock" for p in folder.iterdir()):
         shutil.rmtree(folder, ignore_errors=True)
-    return f"{dataset}: {count} categories unpacked to {target}"
+    return f"{dataset}: {count} {'category' if count == 1 else 'categories'} unpacked to {target}"
 
 
 def _already(dataset: str, target: Path) -> str:

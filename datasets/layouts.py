@@ -54,8 +54,16 @@ class Findings:
     def remarks(self, root: Path) -> tuple[str, ...]:
         """'left out: 3 files ..., first test/bad/a.xyz', one for each kind."""
         return tuple(
-            f"{what.format(len(paths))}, first {paths[0].relative_to(root)}" for what, paths in self.left.items()
+            f"{_number(what, len(paths))}, first {paths[0].relative_to(root)}" for what, paths in self.left.items()
         )
+
+
+def _number(what: str, count: int) -> str:
+    """'1 mask of no picture', '2 masks of no picture'."""
+    text = what.format(count)
+    if count != 1:
+        return text
+    return re.sub(r"\b1 (mask|file|picture)s\b", r"1 \1", text).replace(" that are ", " that is ")
 
 
 def folders(path: Path) -> list[Path]:

@@ -66,7 +66,7 @@ def aupimo(
     if not 0 < low < high <= 1:
         raise MetricError(f"bounds {bounds} are not 0 < lower < upper <= 1")
     if len(maps) != len(masks):
-        raise MetricError(f"{len(maps)} maps but {len(masks)} masks")
+        raise MetricError(f"as many masks as maps are needed: {len(masks)} and {len(maps)}")
     good, marked = [], {}
     for i, (scores, mask) in enumerate(zip(maps, masks, strict=True)):
         scores = exact(f"map {i}", np.asarray(scores))

@@ -59,7 +59,7 @@ def iou(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray | None], threshol
 
 def _ad(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray | None], **options: object) -> Scores:
     if len(maps) != len(masks):
-        raise MetricError(f"{len(maps)} maps but {len(masks)} masks")
+        raise MetricError(f"as many masks as maps are needed: {len(masks)} and {len(maps)}")
     scorer = Scorer(**options)  # type: ignore[arg-type]
     for i, (scores, mask) in enumerate(zip(maps, masks, strict=True)):
         label = int(mask is not None and bool(np.any(np.asarray(mask) > 0)))

@@ -41,7 +41,7 @@ def test_dry_run_shows_everything_and_runs_nothing(cli: Cli, tmp_path: Path) -> 
     assert done.returncode == 1 and not Store(tmp_path / "r").records(failed=True)
     for words in ("parts/nut", "mvtec", "48x40", "resnet18.tv_in1k", "--weights none",
                   "unknown: no stored unit of these settings on this device",
-                  "left out: 1 files of unknown kind", "WOULD FAIL parts/torn", "000_mask.png is missing",
+                  "left out: 1 file of unknown kind", "WOULD FAIL parts/torn", "000_mask.png is missing",
                   "2 units, 2 of them to run; nothing was run"):
         assert words in done.stdout, words
     assert cli(*call[:3], *call[4:]).returncode == 1  # fake on the sound category
@@ -84,6 +84,6 @@ def test_time_is_the_median_of_records_of_the_same_settings_on_the_same_device(t
     total, counts, unknown = known.of([job("a", "nut"), job("a", "cap"), job("b", "nut"), job("b", "cap")])
     assert (total, dict(counts), unknown) == (45, {"own": 1, "other": 1, "unknown": 2}, ["m@b"])
     assert known.line([job("a", "nut"), job("b", "nut")]) == (
-        "time on gpu A, one worker: 20 s for 1 as stored units of their category took; unknown for 1 units "
+        "time on gpu A, one worker: 20 s for 1 as stored units of their category took; unknown for 1 unit "
         "(no record: m@b)")
     assert preview.duration(3 * 3600) == "3.0 h" and preview.duration(600) == "10 min"

@@ -188,20 +188,20 @@ KINDS: dict[str, Kind] = {
     "no suffix": Kind(copy("test/good/000.png", "test/good/9"), error="good/9: a picture by its content"),
     "strange suffix": Kind(copy("test/good/000.png", "test/good/9.image"), error="9.image: a picture by its content"),
     "strange file": Kind(
-        write("test/good/9.xyz", b"1 2 3"), remark="left out: 1 files of unknown kind, first test/good/9.xyz"
+        write("test/good/9.xyz", b"1 2 3"), remark="left out: 1 file of unknown kind, first test/good/9.xyz"
     ),
     "notes": Kind(write("test/good/notes.txt", b"BM: my notes")),
     "defects in training": Kind(
         copy("test/spot/000.png", "train/spot/000.png"),
         metrics=False,
-        remark="left out: 1 pictures of train that are not in train/good",
+        remark="left out: 1 picture of train that is not in train/good",
     ),
     "another folder": Kind(
-        copy("test/spot/000.png", "new/000.png"), remark="1 pictures in other folders, first new/000.png"
+        copy("test/spot/000.png", "new/000.png"), remark="1 picture in other folders, first new/000.png"
     ),
     "mask of no picture": Kind(
         copy("ground_truth/spot/000_mask.png", "ground_truth/spot/9_mask.png"),
-        remark="1 masks of no picture, first ground_truth/spot/9_mask.png",
+        remark="1 mask of no picture, first ground_truth/spot/9_mask.png",
     ),
     "a mask of no picture beside a missing one": Kind(
         rename("ground_truth/spot/000_mask.png", "ground_truth/spot/0_mask.png"),
@@ -269,7 +269,7 @@ KINDS: dict[str, Kind] = {
     ),
     "loco with a stray mask": Kind(
         copy("ground_truth/logical_anomalies/001/000.png", "ground_truth/logical_anomalies/9.png"),
-        remark="1 masks beside the folders of their pictures",
+        remark="1 mask beside the folders of their pictures",
         layout="loco",
     ),
     "mvtec with a list of defects": Kind(

@@ -335,7 +335,7 @@ def test_a_zip_file_with_either_checksum(server: Server, tmp_path: Path, md5: bo
     server.body = zipped(tmp_path / "source")
     digest = hashlib.md5(server.body) if md5 else hashlib.sha256(server.body)
     said = download("btad", tmp_path / "data", url=server.url, sha256=digest.hexdigest(), quiet=True)
-    assert said.startswith("btad: 1 categories unpacked to")
+    assert said.startswith("btad: 1 category unpacked to")
     assert len(datasets.load("btad", "03", tmp_path / "data").test) == 4
     with pytest.raises(DatasetError, match="md5 is .*, not 0000" if md5 else "sha256 is .*, not 0000"):
         download("btad", tmp_path / "again", url=server.url, sha256="0" * (32 if md5 else 64), quiet=True)

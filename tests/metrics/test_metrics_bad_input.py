@@ -117,7 +117,7 @@ def test_empty():
         image_metrics([0, 1], [0.5, np.nan])
     with pytest.raises(MetricError, match="limits"):
         Scorer(limits=(0.0, 0.3))
-    with pytest.raises(MetricError, match="2 maps but 1 masks"):
+    with pytest.raises(MetricError, match="as many masks as maps are needed: 1 and 2"):
         pro([MAP, MAP], [MASK], 0.5)
 
 

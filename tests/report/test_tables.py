@@ -17,6 +17,7 @@ from benchmarks.report.numbers import suites, tables
 from benchmarks.report.numbers.cells import MARKS, Cell
 from benchmarks.report.numbers.pool import ReportError
 from benchmarks.report.numbers.tables import Table
+from benchmarks.report.text.grid import grid
 
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
 
@@ -343,8 +344,9 @@ def test_latex_for_input_has_caption_label_notes_and_parts(record) -> None:
     assert "documentclass" not in text and text.count(r"\begin{table}") == text.count(r"\end{table}") == 1
     assert text.count(r"\label{tab:rb-ae-II}") == 1 and r"\caption{" in text
     heads = re.findall(r"\\begin\{tabular\}\{l(r+)\}", text)
-    assert len(heads) == 3 and sum(map(len, heads)) == 29 and max(map(len, heads)) <= 12
-    assert text.count("Wood &") == 3, "each part has its row heads"
+    leaves = len(grid(tables.build("rb_ae", "II", runs)).leaves)
+    assert len(heads) >= 3 and sum(map(len, heads)) == leaves > 24 and max(map(len, heads)) <= 12
+    assert text.count("Wood &") == len(heads), "each part has its row heads"
     assert text.count(r"90.00\textsuperscript{$\dagger$}") == 2
     assert text.index(r"$\dagger$: a network") > text.rindex(r"\end{tabular}")
     long = views.render(tables.generic([record("a@p", f"c{i:02d}", dataset="own", image_auroc=0.9)
@@ -370,6 +372,19 @@ def test_latex_for_input_compiles_within_the_margins(record, tmp_path: Path) -> 
     assert done.returncode == 0, said[-2000:]
     wide = [float(points) for points in re.findall(r"Overfull \\hbox \(([\d.]+)pt too wide\)", said)]
     assert all(points < 2 for points in wide), said
+
+
+def test_published_figures_of_other_sources_have_the_digits_of_the_table() -> None:
+    """The authors' 99.6814 of cable beside a measured 98.6 ± 0.2 is 99.7; the CSV keeps what they print."""
+    table = tables.build("ensemble_thesis", "E2_image_auroc", [])
+    text = views.render(table, "md")
+    assert "99.6814" not in text and "99.7" in text and "99.6814" in views.render(table, "csv-long")
+
+
+def test_a_remark_on_a_published_figure_names_its_metric() -> None:
+    notes = tables.build("ensemble_thesis", "E1_auspro", []).notes
+    of_gcad = [note for note in notes if "GCAD" in note and note.startswith("Published")]
+    assert of_gcad and all("AUsPRO@0.05" in note for note in of_gcad)
 
 
 def test_every_preset_of_a_suite_is_registered() -> None:
