@@ -54,7 +54,7 @@ class AnoVitConfig(TrainedConfig):
     "paper": AnoVitConfig(),
     "authors": AnoVitConfig(as_found=True),
     "quick": AnoVitConfig(
-        encoder="vit_tiny_patch16_384", size=128, epochs=25, held_out=0.1, train_batch=8, lr=1e-3,
+        encoder="vit_tiny_patch16_384", size=128, epochs=40, held_out=0.1, train_batch=8, lr=1e-3,
         sigma=2.0, score_sigma=5.0, shortened=True,
     ),
 })
