@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.errors import UsageError
 from benchmarks.report.numbers.cells import MARKS
-from benchmarks.report.numbers.pool import Pool, cost, device_of
+from benchmarks.report.numbers.pool import Pool, cost, device_of, spec_of
 from benchmarks.report.text import csv_text
 from benchmarks.store import write_atomic
 
@@ -76,7 +76,7 @@ def mlflow(found: Pool, out: str) -> tuple[int, str]:
             if tags["record"] in held[key]:
                 continue
             at = _milliseconds(record)
-            name = f"{unit['method']}@{unit['preset']} {unit['category']} seed {unit['seed']}"
+            name = f"{spec_of(record)} {unit['category']} seed {unit['seed']}"
             run = client.create_run(key, start_time=at, run_name=name, tags=tags).info.run_id
             params = [Param(k, str(v)[:PARAM_LENGTH]) for k, v in {**record.get("config", {}), **unit}.items()]
             for i in range(0, len(params), 100):  # what MLflow takes at once
@@ -154,7 +154,7 @@ def _milliseconds(record: Mapping[str, Any]) -> int:
 def _card(found: Pool) -> str:
     """What the hub shows, with what must be known to use the figures."""
     records = _records(found)
-    methods = sorted({f"{r['unit']['method']}@{r['unit']['preset']}" for r in records})
+    methods = sorted({spec_of(r) for r in records})
     places = sorted({f"{r['unit']['dataset']}/{r['unit']['category']}" for r in records})
     marks = sorted({m for r in records for m in r.get("marks") or ()})
     versions = sorted({str(r["protocol"]["metric_version"]) for r in records})

@@ -10,7 +10,7 @@ import numpy as np
 import datasets
 from benchmarks.report.drawings import drawn
 from benchmarks.report.drawings.overlays import PERCEPTUAL, Example, overlay_grid
-from benchmarks.report.numbers.pool import Record
+from benchmarks.report.numbers.pool import Record, spec_of
 from benchmarks.report.pages.pictures import Samples
 from benchmarks.store import Store
 from datasets.base import DatasetError
@@ -45,7 +45,7 @@ def overlays(
         chosen = _per_kind([name for name in files if (folder / f"{name}.tiff").exists()], pictures)
         if not chosen:
             continue
-        spec = f"{unit['method']}@{unit['preset']}"
+        spec = spec_of(record)
         path = out / drawn.file_name(
             spec, unit["dataset"], unit["category"], *([f"seed{unit['seed']}"] if unit["seed"] else []),
             suffix=f".{form}",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -37,6 +38,16 @@ class Lending(FeatureCache):
             self._met.add((group, pictures))
             self._lent += self.stats["saved_s"] - before
         return found
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Inside, nothing is taken from what is held and nothing is kept, and no count moves."""
+        state = self._held, self.limit, dict(self.stats), set(self._used), self._lent, set(self._met)
+        self._held, self.limit = {}, 0
+        try:
+            yield
+        finally:
+            self._held, self.limit, self.stats, self._used, self._lent, self._met = state
 
     def apart(self, look: Callable[[], Any]) -> Any:
         """Call `look`, whose readings belong to no phase (the look at test pictures during training)."""

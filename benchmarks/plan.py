@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from benchmarks.store import Store
 from benchmarks.units import Job, Protocol, Unit, config_dict, digest, metric_size
 from datasets.base import Category, DatasetError, raise_problems
 from datasets.checking import Examined
+from datasets.settings import Setting
 from models import registry
 from models.base import Config
 from models.errors import ModelError, near
@@ -126,7 +128,11 @@ def plan_units(
     seeds: Iterable[int] = (0,),
     absent: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Plan:
-    """Jobs for (method spec, dataset, category) triples; a category whose folder cannot be read is reported."""
+    """Jobs for (method spec, dataset, category) triples; a category whose folder cannot be read is reported.
+
+    A spec is `method@preset`, or `method@preset shots=4` with a setting; where a category's pictures do not suffice
+    for that, it is reported in the same way.
+    """
     protocol = Protocol(metric_size(options.metric_size))
     weights = options.weights
     if weights not in ("auto", "none"):
@@ -141,12 +147,15 @@ def plan_units(
         textures = str(Path(textures).resolve())
     seeds = list(dict.fromkeys(seeds))
     configs: dict[str, tuple[str, str, Config, bool]] = {}
+    combinations = list(dict.fromkeys(combinations))
+    settings = {spec: parse_setting(spec) for spec, _, _ in combinations}
     loaded: dict[tuple[str, str], tuple[Category, Examined] | str] = {}
     hashes = _fingerprint_cache(options)
     jobs = []
-    for spec, dataset, category in dict.fromkeys(combinations):
+    refused: dict[str, str] = {}
+    for spec, dataset, category in combinations:
         if spec not in configs:
-            configs[spec] = _config(spec, options.settings)
+            configs[spec] = _config(spec.partition(" ")[0], options.settings)
         if (dataset, category) not in loaded:
             try:
                 data = datasets.load(dataset, category, options.data_root, options.limit)
@@ -158,13 +167,21 @@ def plan_units(
         data = loaded[dataset, category]
         if isinstance(data, str):
             continue
+        setting = settings[spec]
+        try:
+            for seed in seeds if setting else ():
+                setting.category(data[0], seed)
+        except DatasetError as error:
+            refused[f"{dataset}/{category} {setting.text}"] = str(error)
+            continue
         method, preset, config, modified = configs[spec]
         own = _for_method(options.settings, method)
         if textures and "textures" not in own and getattr(config, "textures", None) not in (None, textures):
             config = config.with_(textures=None)  # what the command line names comes before the preset's source
         jobs += [
             Job(
-                unit=Unit(data[0].dataset, category, method, preset, seed), config=config,
+                unit=Unit(data[0].dataset, category, method, preset, seed, setting.text if setting else ""),
+                config=config,
                 config_hash=_config_hash(method, config), modified=modified, fingerprint=data[1].fingerprint,
                 source=_source(dataset),
                 protocol=protocol, data_root=Path(options.data_root).resolve(),
@@ -174,15 +191,38 @@ def plan_units(
                 keep_maps=options.keep_maps, watch=options.watch, cache_dir=options.cache_dir,
                 cache_size=options.cache_size, time_limit=options.time_limit,
                 settings=own, limit=options.limit, remarks=data[1].remarks,
+                training=setting.training if setting else "",
             )
             for seed in seeds
         ]
-    unreadable = {f"{d}/{c}": text for (d, c), text in loaded.items() if isinstance(text, str)}
+    unreadable = {f"{d}/{c}": text for (d, c), text in loaded.items() if isinstance(text, str)} | refused
     lacking = _without_weights(jobs)
     unreadable |= lacking
     jobs = [job for job in jobs if job.unit.spec not in lacking]
-    jobs.sort(key=lambda job: (job.unit.dataset, job.unit.category, _sharing(job.config), job.unit.seed))
+    # clean first: the others take features and, where training sees nothing of their setting, the detector of it
+    order = list(dict.fromkeys(["", *(job.training for job in jobs)]))
+    alike = list(dict.fromkeys(job.fit_key for job in jobs))
+    jobs.sort(key=lambda job: (
+        job.unit.dataset, job.unit.category, order.index(job.training), _sharing(job.config), job.unit.seed,
+        alike.index(job.fit_key),
+    ))
+    for i, (job, after) in enumerate(pairwise(jobs)):
+        if job.fit_key == after.fit_key and (job.unit.dataset, job.unit.category) == (
+            after.unit.dataset, after.unit.category
+        ):
+            jobs[i] = replace(job, lend_fit=True)
     return Plan(tuple(jobs), dict(absent or {}), unreadable)
+
+
+def parse_setting(spec: str) -> Setting | None:
+    """The setting behind a method's spec, or None; UsageError for one that does not exist."""
+    from datasets.settings import CLEAN, parse
+
+    text = spec.partition(" ")[2].strip()
+    try:
+        return parse(text) if text and text != CLEAN else None
+    except DatasetError as error:
+        raise UsageError(f"--setting: {error}") from error
 
 
 def weights_needed(jobs: Iterable[Job]) -> list[tuple[str, str]]:

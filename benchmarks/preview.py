@@ -86,7 +86,7 @@ class Times:
             found = own or self.other.get((job.config_hash, limited))
             total += median(found) if found else 0.0
             counts["own" if own else "other" if found else "unknown"] += 1
-            unknown += [] if found else [job.unit.spec]
+            unknown += [] if found else [job.unit.spec.partition(" ")[0]]
         return total, counts, list(dict.fromkeys(unknown))
 
     def cell(self, jobs: Sequence[Job]) -> str:

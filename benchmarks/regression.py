@@ -33,7 +33,7 @@ FLOOR = 0.005  # half a point: below this, differences between machines and libr
 WIDTH = 4.0  # standard deviations of a seed, when other seeds are compared
 SAME_SEEDS = 1.0  # the same, when the baseline's own seeds are compared
 SAME_SEEDS_MOST = 0.045  # a fall of five points must show, however far seeds lie apart; see docs/long_runs.md
-IDENTITY = ("method", "preset", "dataset", "category")
+IDENTITY = ("method", "preset", "dataset", "category", "setting")
 PROTOCOL = ("metric_version", "metric_size", "image_score")
 
 
@@ -57,8 +57,18 @@ class Line:
 def _group(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
     for record in latest(list(records)):
-        groups[tuple(str(record["unit"][k]) for k in IDENTITY)].append(record)
+        groups[_identity(record["unit"])].append(record)
     return dict(sorted(groups.items()))
+
+
+def _identity(unit: Mapping[str, Any]) -> tuple[str, ...]:
+    """Values of IDENTITY; the setting of clean units, and of baselines from before there were settings, is ''."""
+    return tuple(str(unit.get(key, "")) for key in IDENTITY)
+
+
+def _name(identity: tuple[str, ...]) -> str:
+    method, preset, dataset, category, setting = identity
+    return f"{method}@{preset} {dataset}/{category}" + (f" {setting}" if setting else "")
 
 
 def make_baseline(records: Sequence[Mapping[str, Any]], command: str) -> dict[str, Any]:
@@ -70,7 +80,7 @@ def make_baseline(records: Sequence[Mapping[str, Any]], command: str) -> dict[st
     """
     entries = []
     for identity, group in _group(records).items():
-        name = f"{identity[0]}@{identity[1]} {identity[2]}/{identity[3]}"
+        name = _name(identity)
         if len(group) < MIN_SEEDS:
             raise UsageError(
                 f"{name} has records of {len(group)} seed{'s' * (len(group) != 1)}; a band needs {MIN_SEEDS}: run it "
@@ -85,7 +95,7 @@ def make_baseline(records: Sequence[Mapping[str, Any]], command: str) -> dict[st
             values = [r["metrics"][metric] for r in group]
             defined = [v for v in values if v is not None]
             entries.append({
-                **dict(zip(IDENTITY, identity, strict=True)), "metric": metric,
+                **{k: v for k, v in zip(IDENTITY, identity, strict=True) if k != "setting" or v}, "metric": metric,
                 "mean": float(np.mean(defined)) if len(defined) == len(values) else None,
                 "sd": float(np.std(defined, ddof=1)) if len(defined) == len(values) else None,
                 "n": len(values), "seeds": sorted(r["unit"]["seed"] for r in group),
@@ -98,7 +108,7 @@ def make_baseline(records: Sequence[Mapping[str, Any]], command: str) -> dict[st
         raise UsageError("no finished records to make a baseline from; run the units first")
     for entry in entries:
         peers = [e["sd"] for e in entries if e["sd"] is not None and all(
-            e[k] == entry[k] for k in ("method", "preset", "dataset", "metric"))]
+            e.get(k) == entry.get(k) for k in ("method", "preset", "dataset", "setting", "metric"))]
         pooled = math.sqrt(float(np.mean(np.square(peers)))) if peers else 0.0
         entry["tolerance"] = max(FLOOR, WIDTH * max(entry["sd"] or 0.0, pooled))
     return {"schema": SCHEMA, "made": now(), "command": command, "entries": entries}
@@ -142,7 +152,7 @@ def _fault(entry: Any) -> str:
     if not isinstance(entry, dict):
         return "is no object"
     for key in (*IDENTITY, "metric", "config_hash", "dataset_fingerprint"):
-        if not isinstance(entry[key], str):
+        if not isinstance(entry.get(key, "") if key == "setting" else entry[key], str):
             return f"{key} is {entry[key]!r}, not text"
     for key in ("mean", "tolerance"):
         value = entry[key]
@@ -176,11 +186,11 @@ def compare(baseline: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -
     protocol first."""
     by_unit: dict[tuple[str, ...], dict[int, Mapping[str, Any]]] = defaultdict(dict)
     for record in latest(list(records)):
-        by_unit[tuple(str(record["unit"][k]) for k in IDENTITY)][record["unit"]["seed"]] = record
+        by_unit[_identity(record["unit"])][record["unit"]["seed"]] = record
     lines = []
     for entry in baseline["entries"]:
-        identity = tuple(str(entry[k]) for k in IDENTITY)
-        name = f"{identity[0]}@{identity[1]} {identity[2]}/{identity[3]}"
+        identity = _identity(entry)
+        name = _name(identity)
         there = by_unit.get(identity, {})
         same = set(entry["seeds"]) <= set(there) or len(there) < MIN_SEEDS
         found = [there.get(seed) for seed in entry["seeds"]] if same else [there[seed] for seed in sorted(there)]

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks import devices, history, provenance
+from benchmarks.fitting import Fitted, Report, fit
 from benchmarks.store import SCHEMA, Store
 from benchmarks.units import Job, config_dict
-from benchmarks.watching import Watch
 
-Report = Callable[[str, int, int, dict[str, float]], None]
-"""Progress of a unit: phase, steps done, steps in all, values to show. May raise `Stopped`."""
+if TYPE_CHECKING:
+    from datasets.base import Category
+    from models.base import Images
 
 
 class Stopped(BaseException):
@@ -40,9 +40,11 @@ class Shared:
     """What units share within a worker: features those of one category, fitted members those of one seed of it."""
 
     key: tuple[Any, ...] = ()
-    seed: int = -1
+    seed: tuple[int, str] = (-1, "")  # and what training sees of the setting
     features: Any = None
     members: dict[Any, Any] = field(default_factory=dict)
+    fit_key: tuple[Any, ...] = ()
+    fitted: Fitted | None = None  # by the unit before, where the next one is fitted alike
 
     def for_job(self, job: Job) -> Shared:
         """Empty what the job's category, data, weights, device or seed has no use for."""
@@ -51,38 +53,13 @@ class Shared:
         if key != self.key:
             from benchmarks.lending import Lending
 
-            self.key, self.features, self.members = key, Lending(), {}
-        if unit.seed != self.seed:
-            self.seed, self.members = unit.seed, {}
+            self.key, self.features, self.members, self.fitted = key, Lending(), {}, None
+        if (unit.seed, job.training) != self.seed:
+            self.seed, self.members = (unit.seed, job.training), {}
+        if job.fit_key != self.fit_key:
+            self.fit_key, self.fitted = job.fit_key, None
         self.features.begin()
         return self
-
-
-class Timed(Sequence[np.ndarray]):
-    """Pictures that add the seconds spent on reading them to `spent[0]`."""
-
-    def __init__(self, pictures: Sequence[np.ndarray], spent: list[float]) -> None:
-        self._pictures, self._spent = pictures, spent
-
-    def __len__(self) -> int:
-        return len(self._pictures)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return Timed(self._pictures[index], self._spent)
-        start = time.perf_counter()
-        picture = self._pictures[index]
-        self._spent[0] += time.perf_counter() - start
-        return picture
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch; how a device computes is set by `devices.prepare`."""
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  libraries below us draw from the global generator
-    torch.manual_seed(seed)
 
 
 def run_unit(job: Job, report: Report, shared: Shared | None = None) -> dict[str, Any]:
@@ -116,7 +93,7 @@ def run_unit(job: Job, report: Report, shared: Shared | None = None) -> dict[str
     images = record["images"].get("test")
     if images and seconds.get("predict"):
         record["timing"]["images_per_s"] = round(images / seconds["predict"], 3)
-    record["memory"] = provenance.peak_memory(device)
+    record["memory"] |= provenance.peak_memory(device)
     store.save(job, record, scores)
     return record
 
@@ -175,14 +152,11 @@ def _skeleton(job: Job) -> dict[str, Any]:
 def _run(
     job: Job, device: str, report: Report, shared: Shared, seconds: dict[str, float]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    import datasets
+    from benchmarks.deployed import latency, model_mb
     from benchmarks.scoring import score_test
     from datasets.images import DEEP
-    from models import registry
-    from models.base import Context
     from models.features import precision
     from models.nn.memory import noted
-    from models.weights import WeightStore
 
     begin = time.perf_counter()
 
@@ -198,72 +172,62 @@ def _run(
             seconds[name] = time.perf_counter() - start
 
     with phase("data"):
-        category = datasets.load(job.source, job.unit.category, job.data_root, job.limit)
-        pictures, warnings = _pictures(category, job, report)
+        category, pictures, warnings = _data(job, report)
     scratch = job.unit.path(job.results / "scratch") / job.key
-    with phase("build"):
-        import torch
-
-        seed_everything(job.unit.seed)
-        weights = WeightStore(job.weights, substitutes={tag: Path(file) for tag, file, _ in job.weights_for})
-        context = Context(
-            device=torch.device(device), seed=job.unit.seed, weights=weights, scratch=scratch,
-            features=shared.features,
-            extras={
-                "dataset": category.dataset, "category": category.name, "textures": job.textures or None,
-                "members": shared.members,
-                "member_dir": job.unit.path(job.results / "members").parent.parent
-                / f"seed{job.unit.seed}-{job.fingerprint[:10]}",
-            },
+    fitted, shared.fitted = shared.fitted, None
+    if fitted is None or job.watch:
+        fitted = fit(
+            job, device, category, pictures, shared.features, shared.members, scratch, phase, report
         )
-        detector = registry.method_class(job.unit.method)(job.config, context)
-    watch = Watch(detector, lambda: shared.features.apart(lambda: score_test(
-        detector, category, pictures["test"], job.protocol.metric_size, lambda done, total: None,
-    ).metrics), job.watch) if job.watch else None
-
-    def progress(done: int, total: int, /, **values: float) -> None:
-        report("fit", done, total, values)
-        if watch is not None:
-            watch.step(done, total)
-
-    reading = [0.0]
+    else:  # by the unit before, which differs in nothing that training sees
+        report("fit", 1, 1, {})
+        fitted.restore_random()
+    seconds |= fitted.seconds
+    detector, weights, watch = fitted.detector, fitted.weights, fitted.watch
+    lent = {"fit": fitted.lent}
     with noted() as remarks, precision(job.config.precision):
-        with phase("fit"):
-            log = detector.fit(
-                Timed(pictures["train"], reading),
-                Timed(pictures["validation"], reading) if len(pictures["validation"]) else None,
-                progress,
-            )
-        lent = {"fit": shared.features.turn()}
         with phase("predict"):
             scored = score_test(
                 detector, category, pictures["test"], job.protocol.metric_size,
                 lambda done, total: report("predict", done, total, {}),
                 maps_dir=maps_dir(job) if job.keep_maps else None,
+                normal=pictures["held_out"] or pictures["validation"],
             )
-    lent["predict"] = shared.features.turn()
+        lent["predict"] = shared.features.turn()
+        with phase("deployed"):
+            if not fitted.cost:
+                waits = latency(detector, pictures["test"], category.test, job.protocol.metric_size, shared.features)
+                fitted.cost = {**waits, "model_mb": model_mb(detector)}
+    remarks = list(dict.fromkeys([*fitted.remarks, *remarks]))
+    shared.fitted = fitted if job.lend_fit and not job.watch else None
+    size = fitted.cost["model_mb"]
+    seconds |= {name: fitted.cost[name] for name in ("latency_p50", "latency_p95")}
     seconds["predict"], seconds["metrics"] = scored.predict_s, scored.metrics_s
-    seconds["fit_read"], seconds["test_read"] = reading[0], scored.read_s  # the former is a part of fit
+    seconds["test_read"] = scored.read_s
     if watch is not None:  # the look at the test pictures is no part of training
         seconds["fit"], seconds["watch"] = seconds["fit"] - watch.seconds, watch.seconds
-    seconds["total"] = time.perf_counter() - begin
+    seconds["total"] = time.perf_counter() - begin - seconds["deployed"] + fitted.borrowed_s
+    fitted.borrowed_s = seconds["build"] + seconds["fit"]  # for the next unit, if it takes this detector
     shutil.rmtree(scratch, ignore_errors=True)
 
     record = _skeleton(job)
     record["metrics"], record["undefined"] = scored.metrics, scored.undefined
     record["protocol"]["image_score"] = scored.image_score
-    good = sum(1 for s in category.test if s.label == 0)
+    labels = scored.per_image["label"]
     record["images"] = {
-        "train": len(category.train), "validation": len(category.validation), "test": len(category.test),
-        "test_good": good, "test_anomalous": len(category.test) - good, "sizes": scored.sizes,
+        "train": len(category.train), "validation": len(category.validation), "test": len(labels),
+        "test_good": int((labels == 0).sum()), "test_anomalous": int((labels == 1).sum()), "sizes": scored.sizes,
+        **({"held_out": len(category.held_out)} if category.held_out else {}),
     }
     if category.test[0].white_level != DEEP:
         record["images"]["white_level"] = category.test[0].white_level
+    record["memory"] = {"model_mb": round(size, 3)}
     record["weights"] = dict(weights.used)
     unasked = [
         f"--weights-for {tag}: no network of this unit asked for these weights"
         for tag in weights.substitutes if tag not in weights.used
     ]
+    log = fitted.log
     if watch is not None and watch.log():
         log = {**(log or {}), "watched_on_test": watch.log()}
     log = dict(log or {})
@@ -272,7 +236,8 @@ def _run(
     found = (*(job.remarks or category.remarks), *scored.remarks)
     record["remarks"] = list(found)
     record["notes"] = [
-        *category.notes, *found, *warnings, *told, *scored.notes, *remarks, *unasked, *(watch.notes() if watch else ()),
+        *category.notes, *category.told, *found, *warnings, *told, *scored.notes, *remarks, *unasked,
+        *(watch.notes() if watch else ()),
     ]
     record["features"] = _features(shared.features.stats, lent)
     if job.config.precision != "float32":
@@ -315,20 +280,26 @@ def _marks(job: Job, weights: dict[str, Any], notes: Sequence[str], found: Seque
     ]
 
 
-def _pictures(category: Any, job: Job, report: Report) -> tuple[dict[str, Any], list[str]]:
-    """The pictures of each split, decoded once for all units of the category, and what kept that from happening."""
-    from datasets.cache import cached
+def _data(job: Job, report: Report) -> tuple[Category, dict[str, Images], list[str]]:
+    """The category under the job's setting, the pictures of each split, and what kept them from being decoded once.
 
-    splits = {split: getattr(category, split) for split in ("train", "validation", "test")}
-    together, warning = cached(
-        [sample for samples in splits.values() for sample in samples], job.fingerprint, job.cache_dir, job.cache_size,
-        lambda done, total: report("decode", done, total, {}),
-    )
-    pictures, start = {}, 0
-    for split, samples in splits.items():
-        pictures[split] = together[start : start + len(samples)]
-        start += len(samples)
-    return pictures, [warning] if warning else []
+    Pictures are decoded once for all units of the category, whatever their settings.
+    """
+    import datasets
+    from datasets.cache import cached
+    from datasets.settings import Seen, Setting, parse
+
+    category = datasets.load(job.source, job.unit.category, job.data_root, job.limit)
+    samples = [*category.train, *category.validation, *category.test]
+    together, warning = cached(samples, job.fingerprint, job.cache_dir, job.cache_size,
+                               lambda done, total: report("decode", done, total, {}))
+    setting = parse(job.unit.setting) if job.unit.setting else Setting("")
+    category = setting.category(category, job.unit.seed)
+    pictures: dict[str, Images] = {
+        split: Seen(together, getattr(category, split), split, setting, job.unit.seed)
+        for split in ("train", "validation", "held_out", "test")
+    }
+    return category, pictures, [warning] if warning else []
 
 
 def maps_dir(job: Job) -> Path:

@@ -53,11 +53,14 @@ def score_test(
     metric_size: str | int,
     progress: Callable[[int, int], None],
     maps_dir: Path | None = None,
+    normal: Images = (),
 ) -> Scored:
     """Every test picture through the detector and into the metrics, one batch at a time.
 
     metric_size: 'original' (maps are brought to each picture's own size, a crop is undone), 'model' (masks get the
     network's resize and crop), or N (maps and masks at N x N).
+    normal: the category's held-out or validation pictures; thresholds are fixed on them (`_fixed`), after all test
+    pictures were predicted, so that these get the scores that they would get alone.
     Raises DatasetError for broken ground truth, MetricError for NaN or infinite scores, ModelError for wrong shapes.
     """
     loco = category.layout == "loco"
@@ -76,11 +79,13 @@ def score_test(
             images = _alike(pictures, first, len(samples), detector.own_sizes)
             samples = samples[: len(images)]
         with spent("predict"):
-            found, batch = _predicted(detector, images, samples, metric_size, batch, maps_dir is not None)
+            found, batch = predicted(detector, images, samples, metric_size, batch, maps_dir is not None)
             maps, scores = found.maps, found.scores
         if effect is None and detector.config.precision != "float32":
             effect = _effect(detector, images, samples, metric_size, maps, scores)
         for i, sample in enumerate(samples):
+            if sample.name in category.unscored:
+                continue
             size = images[i].shape[:2]
             sizes.add(size)
             anomaly_map = maps[i] if maps is not None else None
@@ -100,6 +105,8 @@ def score_test(
                 rows.append((sample.name, sample.label, sample.kind, top if score is None else score, top))
         first += len(samples)
         progress(first, len(category.test))
+    with spent("thresholds"):
+        scorer.fixed = _fixed(detector, normal, category.held_out or category.validation, metric_size, batch)
     with spent("metrics"):
         result = scorer.result()
     names, labels, kinds, scores_, tops = zip(*rows, strict=True) if rows else ((),) * 5
@@ -129,6 +136,33 @@ def score_test(
     )
 
 
+def _fixed(
+    detector: Detector, pictures: Images, samples: Sequence[Sample], metric_size: str | int, batch: int
+) -> dict[str, tuple[float, float | None]]:
+    """By rule the thresholds of image scores and of pixels, from normal pictures; nothing of fewer than two.
+
+    'mean3sd': mean and three standard deviations; 'q98': what 98 % of the scores do not exceed (linear interpolation).
+    """
+    if len(pictures) < 2:
+        return {}
+    scores: list[float] = []
+    maps: list[np.ndarray] = []
+    first = 0
+    while first < len(pictures):
+        images = _alike(pictures, first, min(batch, len(pictures) - first), detector.own_sizes)
+        found, batch = predicted(detector, images, samples[first : first + len(images)], metric_size, batch)
+        maps += [m.ravel() for m in found.maps or ()]
+        scores += found.scores.tolist() if found.scores is not None else [float(m.max()) for m in found.maps or ()]
+        first += len(images)
+    pixels = np.concatenate(maps) if maps else None
+    rules = {
+        "mean3sd": lambda v: float(v.mean(dtype=np.float64) + 3 * v.std(dtype=np.float64, ddof=1)),
+        "q98": lambda v: float(np.quantile(v, 0.98)),
+    }
+    images_ = np.array(scores)
+    return {name: (rule(images_), None if pixels is None else rule(pixels)) for name, rule in rules.items()}
+
+
 class _Spent(dict[str, float]):
     """Seconds by name: `with spent("read"): ...` adds to them."""
 
@@ -152,7 +186,7 @@ class _Found(NamedTuple):
     panels: list[dict[str, np.ndarray]]
 
 
-def _predicted(
+def predicted(
     detector: Detector, images: Images, samples: Sequence[Sample], metric_size: str | int, batch: int,
     panels: bool = False,
 ) -> tuple[_Found, int]:
@@ -189,7 +223,7 @@ def _effect(
     from models.features import precision
 
     with precision("float32"):
-        full32, _ = _predicted(detector, images, samples, metric_size, len(images))
+        full32, _ = predicted(detector, images, samples, metric_size, len(images))
     found: dict[str, float] = {"pictures": len(images)}
     for name, low, full in (("map", maps, full32.maps), ("score", scores, full32.scores)):
         if low is None or full is None:

@@ -184,6 +184,7 @@ def _fault(record: dict[str, Any]) -> str:
             return "failed, but phase and message are no texts"
     unit, environment, protocol = record["unit"], record["environment"], record["protocol"]
     texts = {f"unit {k}": unit.get(k) for k in ("method", "preset", "dataset", "category")}
+    texts["unit setting"] = unit.get("setting", "")
     texts |= {k: record[k] for k in ("config_hash", "dataset_fingerprint")}
     texts |= {f"environment {k}": environment.get(k, "") for k in ("finished", "started", "command", "device")}
     texts |= {f"mark {i}": mark for i, mark in enumerate(record["marks"])}

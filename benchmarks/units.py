@@ -23,17 +23,19 @@ def digest(value: Any, length: int = 16) -> str:
 
 @dataclass(frozen=True, order=True)
 class Unit:
-    """One (method preset, dataset, category, seed)."""
+    """One (method preset, dataset, category, seed), and where it is not clean a setting (`datasets.settings`)."""
 
     dataset: str
     category: str
     method: str
     preset: str
     seed: int
+    setting: str = ""
 
     @property
     def spec(self) -> str:
-        return f"{self.method}@{self.preset}"
+        """`method@preset`, with a setting `method@preset shots=4`: what stands in tables and on the command line."""
+        return f"{self.method}@{self.preset}" + (f" {self.setting}" if self.setting else "")
 
     def __str__(self) -> str:
         return f"{self.spec} {self.dataset}/{self.category} seed {self.seed}"
@@ -41,7 +43,7 @@ class Unit:
     def as_dict(self) -> dict[str, Any]:
         return {
             "method": self.method, "preset": self.preset, "dataset": self.dataset,
-            "category": self.category, "seed": self.seed,
+            "category": self.category, "seed": self.seed, **({"setting": self.setting} if self.setting else {}),
         }
 
     def path(self, root: Path) -> Path:
@@ -91,6 +93,8 @@ class Job:
     time_limit: float = 0.0
     settings: dict[str, str] = field(default_factory=dict)
     limit: int = 0  # pictures of each split; 0 for all
+    training: str = ""  # what training sees of the unit's setting
+    lend_fit: bool = False  # the next unit is fitted alike and may take the detector
     remarks: tuple[str, ...] = ()  # what was found in the category's files that figures hang on
 
     @property
@@ -105,6 +109,11 @@ class Job:
         if self.weights_for:
             parts.append({tag: sha256 for tag, _, sha256 in self.weights_for})
         return digest(parts, 10)
+
+    @property
+    def fit_key(self) -> tuple[Any, ...]:
+        """Units of a category with the same key are fitted alike."""
+        return self.unit.spec.partition(" ")[0], self.config_hash, self.unit.seed, self.training, self.textures
 
     def command(self) -> str:
         """The command that repeats this unit, quoted for a shell; paths are left for the reader to fill in."""

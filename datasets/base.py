@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -80,4 +79,8 @@ class Category:
     remarks: tuple[str, ...] = ()  # what was left out or read in a way worth knowing, counted: tables mark it too
     unmasked: str = ""  # why no picture has a mask at all; then only image-level figures are made
     blank: tuple[Path, ...] = ()  # masks of good pictures, which must be empty
-    extras: dict[str, Any] = field(default_factory=dict)
+    # what a setting adds (`datasets.settings`)
+    held_out: tuple[Sample, ...] = ()  # normal pictures that training does not see: thresholds are fixed on them
+    unscored: frozenset[str] = frozenset()  # names of test pictures that training has seen
+    move: Callable[[np.ndarray, str], np.ndarray] | None = None  # a test picture's mask [H, W], its name -> as moved
+    told: tuple[str, ...] = ()  # for the record's notes

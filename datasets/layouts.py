@@ -459,11 +459,13 @@ def truth(category: Category, sample: Sample, size: tuple[int, int]) -> np.ndarr
         where = category.root / "ground_truth" / sample.kind
         wanted = f"{sample.path.stem}/000.png" if category.layout == "loco" else f"{sample.path.stem}_mask.png"
         raise DatasetError(f"{sample.path}: its mask {where / wanted} is missing")
+    move = category.move or (lambda mask, name: mask)
     if category.layout == "loco":
-        return tuple(_channel(category, sample, path, size) for path in sample.masks)
+        channels = (_channel(category, sample, path, size) for path in sample.masks)
+        return tuple(Channel(move(channel.mask, sample.name), channel.defect) for channel in channels)
     mask = read_mask(sample.masks[0]).values
     check_mask(sample, sample.masks[0], mask.shape, size, bool(mask.any()))
-    return mask
+    return move(mask, sample.name)
 
 
 def check_mask(

@@ -227,7 +227,9 @@ def names(args: argparse.Namespace) -> list[str]:
 
 
 def specs(methods: list[str]) -> list[str]:
-    """`method@preset` for each name given."""
+    """`method@preset` for each name given, with its setting where one follows: 'patchcore@resnet18 shots=4'."""
+    from benchmarks.plan import parse_setting
     from models import registry
 
-    return ["@".join(registry.parse(m)) for m in methods]
+    found = [("@".join(registry.parse(m.partition(" ")[0])), parse_setting(m)) for m in methods]
+    return [f"{spec} {setting.text}" if setting else spec for spec, setting in found]

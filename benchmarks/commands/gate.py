@@ -51,13 +51,14 @@ def add_baseline(commands: Any) -> None:
 def baseline(args: argparse.Namespace) -> int:
     """Bands from the records of several seeds."""
     from benchmarks import regression
+    from benchmarks.report.numbers.pool import spec_of
     from benchmarks.store import write_atomic
 
     wanted = specs(args.methods)
     records = [
         r for r in stored(args)
         if r["unit"]["dataset"] in names(args)
-        and (not wanted or f"{r['unit']['method']}@{r['unit']['preset']}" in wanted)
+        and (not wanted or spec_of(r) in wanted)
     ]
     made = regression.make_baseline(records, _command(records, args.datasets))
     write_atomic(args.out, regression.encode(made))
@@ -67,8 +68,12 @@ def baseline(args: argparse.Namespace) -> int:
 
 def _command(records: Sequence[Mapping[str, Any]], datasets: Sequence[str]) -> str:
     """The command that makes such records again."""
+    from shlex import quote
+
+    from benchmarks.report.numbers.pool import spec_of
+
     seeds = " ".join(str(s) for s in sorted({r["unit"]["seed"] for r in records}))
-    methods = " ".join(sorted({f"{r['unit']['method']}@{r['unit']['preset']}" for r in records}))
+    methods = " ".join(sorted({quote(spec_of(r)) for r in records}))
     if set(datasets) <= set(DEMO_DATASETS):
         return f"python run_benchmark.py demo --methods {methods} --seeds {seeds}"
     return f"python run_benchmark.py run --methods {methods} --datasets {' '.join(datasets)} --seeds {seeds}"

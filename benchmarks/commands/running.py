@@ -22,6 +22,9 @@ def add_run(commands: Any) -> None:
     parser.add_argument("--methods", nargs="+", required=True, metavar="M[@PRESET]")
     parser.add_argument("--datasets", nargs="+", required=True, metavar="D")
     parser.add_argument("--categories", nargs="+", default=[], metavar="C", help="categories (all found)")
+    parser.add_argument("--setting", nargs="+", default=["clean"], metavar="S",
+                        help="settings to run each method under: clean, shots=4, contaminated=0.1, held_out=0.1, "
+                             "corrupted=blur:3, size=128 (clean)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     from benchmarks.report import views
 
     plan = make_plan(
-        args.methods, args.datasets, arguments.options(args), categories=args.categories, seeds=arguments.seeds(args),
+        [f"{method} {setting}" for setting in args.setting for method in args.methods], args.datasets,
+        arguments.options(args), categories=args.categories, seeds=arguments.seeds(args),
     )
     if args.dry_run:
         return _preview(args, plan)

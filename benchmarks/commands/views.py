@@ -59,13 +59,22 @@ def compare(args: argparse.Namespace) -> int:
     print(views.comparison(records, methods, metric=args.metric, form=args.format, mixed=args.mixed,
                            sure=args.intervals))
     if args.plot:
-        from benchmarks.report.drawings.comparison import plot
+        from benchmarks.report.drawings.comparison import latency, plot
         from benchmarks.report.numbers.compare import comparisons
+        from benchmarks.report.numbers.front import places
         from benchmarks.report.numbers.pool import pool
 
-        for one in comparisons(pool(records), methods, [args.metric] if args.metric else None, args.mixed):
-            made = plot(one, args.plot / re.sub(r"[^\w.@-]+", "_", f"{one.metric}.png"))
-            say(f"plot written to {made}")
+        found = pool(records)
+        for one in comparisons(found, methods, [args.metric] if args.metric else None, args.mixed):
+            name = re.sub(r"[^\w.@-]+", "_", one.metric)
+            made = [plot(one, args.plot / f"{name}.png")]
+            spots = places(one, found)
+            for number, device in enumerate(dict.fromkeys(p.device for p in spots)):
+                here = [p for p in spots if p.device == device]
+                path = args.plot / f"{name}-latency{number or ''}.png"
+                made += [latency(here, path, ylabel=f"{one.name} (%)")] if len(here) > 1 else []
+            for path in made:
+                say(f"plot written to {path}")
     return 0
 
 
@@ -98,6 +107,8 @@ def add_report(commands: Any) -> None:
     """`report`."""
     parser = add(commands, "report", report, "write the static HTML report")
     parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="folder of the report (results/report)")
+    parser.add_argument("--no-intervals", action="store_true",
+                        help="without 95 %% intervals over test pictures, which is faster")
     parser.add_argument("--mixed", action="store_true", help="allow records of several protocols, labelled")
 
 
@@ -110,7 +121,7 @@ def report(args: argparse.Namespace) -> int:
     records = store.records(failed=True)
     index = html.write(
         args.out or args.results / "report", records, results=args.results, broken=dict(store.broken),
-        mixed=args.mixed, samples=samples(args),
+        mixed=args.mixed, samples=samples(args), sure=not args.no_intervals,
     )
     print(index)
     return 0
@@ -123,13 +134,13 @@ def add_figure(commands: Any) -> None:
     parser.add_argument("--datasets", nargs="+", required=True, metavar="D")
     parser.add_argument("--categories", nargs="+", default=[], metavar="C", help="categories (all with records)")
     parser.add_argument("--kinds", nargs="+", default=["overlay"], metavar="K", choices=(
-        "overlay", "roc", "pixel_roc", "pro", "spro", "scores", "loss", "watch", "heat", "all",
-    ), help="overlay, roc, pixel_roc, pro, spro, scores, loss, watch, heat or all (overlay, from kept maps)")
+        "overlay", "roc", "pixel_roc", "pro", "spro", "scores", "loss", "watch", "heat", "setting", "all",
+    ), help="overlay, roc, pixel_roc, pro, spro, scores, loss, watch, heat, setting or all (overlay, from kept maps)")
     parser.add_argument("--pictures", type=int, default=1, metavar="N", help="overlay: pictures per kind of defect (1)")
     parser.add_argument("--colormap", default="inferno", help="overlay: jet for likeness to the papers (inferno)")
     parser.add_argument("--limit", type=float, default=None, metavar="FPR",
                         help="end of the area (PRO 0.3, sPRO 0.05)")
-    parser.add_argument("--metric", default=None, metavar="KEY", help="heat: what to show (image AUROC)")
+    parser.add_argument("--metric", default=None, metavar="KEY", help="heat and setting: what to show (image AUROC)")
     parser.add_argument("--mixed", action="store_true", help="allow records of several protocols")
     parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="form of the files (png)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="files are written here")
@@ -140,6 +151,7 @@ def figure(args: argparse.Namespace) -> int:
     from benchmarks import kept
     from benchmarks.errors import UsageError
     from benchmarks.report.drawings import drawn
+    from benchmarks.report.numbers.pool import spec_of
 
     _check_colormap(args.colormap)
     methods = specs(args.methods)
@@ -147,7 +159,7 @@ def figure(args: argparse.Namespace) -> int:
     records = [
         r for r in stored(args)
         if r["unit"]["dataset"] in wanted and (not args.categories or r["unit"]["category"] in args.categories)
-        and f"{r['unit']['method']}@{r['unit']['preset']}" in methods
+        and (spec_of(r) in methods or ("setting" in args.kinds and spec_of(r).partition(" ")[0] in methods))
     ]
     where = f"{', '.join(methods)} on {', '.join(wanted)}"
     if not records:

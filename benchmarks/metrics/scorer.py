@@ -71,6 +71,8 @@ class Scorer:
     pixel_threshold: the same for PRO and IoU of the maps.
     statistics: True for the compact statistics of each picture, from which `bootstrap` makes intervals.
     unmasked: why no image has a ground truth, in words; it then stands as the reason of all pixel metrics.
+
+    fixed: by name thresholds of the image scores and of the pixels (None without maps), to be set before `result`.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Scorer:
         # LOCO also 1 logical and 2 structural, the saturating pixels of the regions.
         self._kinds = ("good", *TYPES) if loco else ("all",)
         against = [(0, 1, 2), (0, 1), (0, 2)] if loco else [(0,)]
+        self.fixed: dict[str, tuple[float, float | None]] = {}
         self._ranks: Ranks | TensorRanks = Ranks(len(self._kinds), against, memory_limit, scratch)
         self._against = against
         self._regions: list[_Region] = []  # LOCO: one per ground-truth file
@@ -266,6 +269,8 @@ class Scorer:
         if self._images[0][4] is not None:
             if self.statistics and not self._unmasked:
                 self._put_statistics(out)
+            for name, (_, pixel) in self.fixed.items():
+                self._put_segf1(out, name, pixel)
             self._pixel_scores(out)
         kinds = [kind for _, _, kind, _, _ in self._images]
         out.facts["images"] = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
@@ -295,6 +300,15 @@ class Scorer:
             values, why = threshold_metrics(labels, np.array(rules[0][1], np.float64), self.threshold)
             for key, value in values.items():
                 out.put(key, value, why.get(key))
+        self._put_fixed(out, labels, np.array(rules[0][1], np.float64))
+
+    def _put_fixed(self, out: Scores, labels: np.ndarray, scores: np.ndarray) -> None:
+        """F1, the share of anomalous images missed and that of good ones called anomalous, at each fixed threshold."""
+        for name, (image, _) in self.fixed.items():
+            values, why = threshold_metrics(labels, scores, image)
+            out.put(f"f1@{name}", values["f1"], why.get("f1"))
+            for key, rate in (("missed", "tpr"), ("false_alarms", "tnr")):
+                out.put(f"{key}@{name}", None if values[rate] is None else 1 - values[rate], why.get(rate))
 
     def _image_scores_by_type(self, out: Scores, suffix: str, scores: np.ndarray, kinds: np.ndarray) -> None:
         parts = {}
@@ -308,6 +322,18 @@ class Scorer:
             out.put(f"{key}{suffix}/pooled", out.metrics[key + suffix], out.undefined.get(key + suffix))
 
     # Pixels
+
+    def _put_segf1(self, out: Scores, name: str, threshold: float | None) -> None:
+        """F1 of all pixels of all images together; a score strictly greater than the threshold is anomalous."""
+        def above(which: int, positive: bool = False) -> int:
+            chunks = self._ranks.chunks(which, positive=positive)
+            return sum(int(np.count_nonzero(scores > np.float64(threshold))) for scores, _ in chunks)
+
+        marked = self._pixels["anomalous"]
+        why = self._missing(next(iter(self._unmasked.values()))) if self._unmasked else (
+            None if marked else "no anomalous pixel")
+        hits, alarms = above(0, True), sum(above(which) for which in range(len(self._kinds)))
+        out.put(f"segf1@{name}", None if why else 2 * hits / (marked + hits + alarms), why)
 
     def _pixel_scores(self, out: Scores) -> None:
         kinds = [r.kind for r in self._regions]

@@ -114,6 +114,6 @@ def comparison(
     if form in ("latex", "latex-input"):
         return "\n".join(FORMATS[form][1](one.table) for one in made)
     if form == "screen" and (width := screen()):
-        return terminal.comparison(made, comparison_text.cost_table(found, methods), width)
+        return terminal.comparison(made, comparison_text.cost_table(found, methods, made[0]), width)
     text = fragments.comparison if form == "html" else comparison_text.markdown
-    return text(made, comparison_text.cost_table(found, methods))
+    return text(made, comparison_text.cost_table(found, methods, made[0]))

@@ -32,7 +32,7 @@ def test_the_readme_names_every_method_and_every_paper() -> None:
     ours = [entry.name for entry in registry.entries().values() if entry.module.startswith(rooms)]
     assert not [name for name in ours if f"`{name}`" not in families]
     for suite in suites.all():
-        if suite.paper in ("demo", "loco"):
+        if suite.paper in ("demo", "loco", "production"):
             continue
         name = re.search(r'"(.+)"', suite.source)[1]
         assert name in text and f"reproduce --paper {suite.paper} " in text and suite.link in text, suite.paper

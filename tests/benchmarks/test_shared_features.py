@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.fitting import Timed
 from benchmarks.lending import Lending
 from benchmarks.plan import Options, make_plan
-from benchmarks.runner import Shared, Timed, run_unit
+from benchmarks.runner import Shared, run_unit
 from models import registry
 from models.nn import memory
 from tests.conftest import make_mvtec
@@ -144,7 +145,8 @@ def test_batches_that_exceed_the_device_are_halved_and_noted(
 
     monkeypatch.setattr(cls, "predict", predict)
     (halved,) = run(plan(root, tmp_path / "b", ["fake"], {"batch": "4"}, categories=["nut"]))
-    assert sizes == ([4, 2, 2, 2] if most == 3 else [4, 2, 1, 1, 1, 1, 1, 1])
+    scoring = [4, 2, 2, 2] if most == 3 else [4, 2, 1, 1, 1, 1, 1, 1]
+    assert sizes == [*scoring, *[1] * 7]  # then one picture at a time, for the latency
     assert halved["metrics"] == whole["metrics"]
     assert "out of memory: test pictures are predicted 2 at a time instead of 4" in halved["notes"]
     assert not any("memory" in note for note in whole["notes"])

@@ -29,7 +29,10 @@ class FakeConfig(Config):
     how: str = ""
 
 
-@register("fake", presets={"plain": FakeConfig(), "noisy": FakeConfig(noise=0.02), "slow": FakeConfig(wait=0.05)})
+@register("fake", presets={
+    "plain": FakeConfig(), "noisy": FakeConfig(noise=0.02), "slow": FakeConfig(wait=0.05),
+    "drawn": FakeConfig(how="drawn"),  # predicts with random numbers of the whole process, as a library below may
+})
 class Fake(Detector):
     """Distance to the mean training picture."""
 
@@ -54,7 +57,8 @@ class Fake(Detector):
 
     def predict(self, batch: Images) -> Prediction:
         x = self.preprocess(batch, self.context.device)
-        return Prediction((x - self.mean).square().mean(1), None, {"reconstruction": self.mean.expand_as(x)})
+        drawn = 0.1 * torch.rand(x.shape) if self.config.how == "drawn" else 0
+        return Prediction((x + drawn - self.mean).square().mean(1), None, {"reconstruction": self.mean.expand_as(x)})
 
     def state_dict(self) -> dict[str, Any]:
         return {"mean": self.mean}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.metrics import MetricError, aupimo, pb, pg
+from benchmarks.metrics import MetricError, Scorer, aupimo, pb, pg
 
 GOOD, BAD = 0, 1
 
@@ -132,3 +133,52 @@ def test_aupimo_against_anomalib(seed):
     assert each[:good] == [None] * good
     np.testing.assert_allclose(np.array(each[good:]), values[good:].numpy(), atol=1e-9)
     assert mean == pytest.approx(float(values[good:].mean()), abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_figures_at_a_fixed_threshold_by_definition(seed):
+    rng = np.random.default_rng(seed)
+    scorer = Scorer()
+    maps, masks, labels = [], [], []
+    for i in range(12):
+        scores = rng.integers(0, 8, (9, 7)).astype(np.float32)  # ties with the thresholds
+        mask = rng.random((9, 7)) < 0.2 if i % 2 else np.zeros((9, 7), bool)
+        scores[mask] += rng.integers(0, 3)
+        scorer.add(str(i), label=i % 2, kind="bad" if i % 2 else "good", anomaly_map=scores, score=None, mask=mask)
+        maps.append(scores)
+        masks.append(mask)
+        labels.append(i % 2)
+    scorer.fixed = {"low": (7.0, 3.0), "high": (8.5, 7.0)}
+    found = scorer.result().metrics
+    truth, scores = np.stack(masks), np.stack(maps)
+    label, peak = np.array(labels, bool), scores.max((1, 2))
+    for name, (image, pixel) in (("low", (7.0, 3.0)), ("high", (8.5, 7.0))):
+        over, called = scores > pixel, peak > image
+        assert found[f"segf1@{name}"] == 2 * (over & truth).sum() / (truth.sum() + over.sum())
+        assert found[f"f1@{name}"] == 2 * (called & label).sum() / (label.sum() + called.sum())
+        assert found[f"missed@{name}"] == pytest.approx((~called & label).sum() / label.sum())
+        assert found[f"false_alarms@{name}"] == pytest.approx((called & ~label).sum() / (~label).sum())
+
+
+def test_rules_of_the_thresholds_by_hand():
+    import torch
+
+    from benchmarks.scoring import _fixed
+    from datasets.base import Sample
+    from models.base import Prediction
+    from models.nn.preprocess import Preprocess
+
+    class Mean:
+        own_sizes = False
+        preprocess = Preprocess((2, 2), normalise=False)
+
+        def predict(self, batch):
+            value = torch.tensor([float(x.mean()) for x in batch])
+            return Prediction(value[:, None, None].expand(-1, 2, 2), value * 10)
+
+    pictures = [np.full((2, 2, 3), v, np.uint8) for v in (1, 2, 3, 4)]
+    found = _fixed(Mean(), pictures, [Sample(Path("p.png"), "good")] * 4, "original", 3)
+    sd, pixel_sd = math.sqrt(5 / 3), math.sqrt(5 * 4 / 15)  # of 4 scores, of 16 pixels
+    assert found["mean3sd"] == (pytest.approx(25 + 30 * sd), pytest.approx(2.5 + 3 * pixel_sd))
+    assert found["q98"] == (pytest.approx(30 + 0.94 * 10), pytest.approx(4.0))  # places 2.94 of 3 and 14.7 of 15
+    assert _fixed(Mean(), pictures[:1], [Sample(Path("p.png"), "good")], "original", 3) == {}

@@ -81,3 +81,28 @@ def test_costs_of_different_devices_are_not_ranked() -> None:
     other = assemble(SURVEY, pool([timed("a@x"), timed("b@x", device="cuda: H100")]))
     assert [row[0].rank for row in other.cells] == [0, 0]
     assert any("2 devices" in note and "b@x on cuda: H100" in note for note in other.notes), other.notes
+
+
+def test_the_front_holds_methods_that_none_beats_in_both(tmp_path) -> None:
+    from benchmarks.report.drawings.comparison import latency
+    from benchmarks.report.numbers.compare import comparisons
+    from benchmarks.report.numbers.front import places
+
+    records = []
+    for spec, value, seconds, device in (
+        ("a@x", 0.95, 0.05, "cpu"), ("b@x", 0.95, 0.06, "cpu"), ("c@x", 0.90, 0.01, "cpu"), ("d@x", 0.89, 0.02, "cpu"),
+        ("e@x", 0.99, 0.20, "cpu"), ("f@x", 0.50, 0.30, "gpu"), ("g@x", 0.99, None, "cpu"),
+    ):
+        record = make_record(spec, "bottle", 0, image_auroc=value)
+        record["environment"]["device"] = device
+        record["timing"] |= {"latency_p50_s": seconds} if seconds else {}
+        records.append(record)
+    found, methods = pool(records), [f"{m}@x" for m in "abcdefg"]
+    (result,) = comparisons(found, methods, ["image_auroc"])
+    spots = places(result, found)
+    assert [(p.method, p.front) for p in spots] == [
+        ("c@x", True), ("d@x", False), ("a@x", True), ("b@x", False), ("e@x", True), ("f@x", True)]
+    table = cost_table(found, methods, result)
+    assert [row[-1] for row in table.rows] == ["yes", "no", "yes", "no", "yes", "yes", "—"]
+    assert latency([p for p in spots if p.device == "cpu"], tmp_path / "l.png", ylabel="x").stat().st_size > 5000
+    assert "on the front of Image AUROC" in views.comparison(records, methods, metric="image_auroc")

@@ -128,3 +128,83 @@ def test_other_pictures_are_not_paired(stored):
     found = compare.comparisons(pool(records), ["a@x", "b@x"], ["image_auroc"], sure=True)[0]
     assert found.differences[0].interval is None
     assert any("not scored on the same pictures" in line for line in found.caveats)
+
+
+def under(held, setting):
+    held["unit"]["setting"] = setting
+    return held
+
+
+def test_the_report_has_intervals_unless_told_otherwise(stored, tmp_path):
+    from benchmarks.report.pages import html
+
+    records = [stored(m, "bottle", skill) for m, skill in (("a@x", 2.0), ("b@x", 0.8), ("patchcore@wrn50_1pct", 2.0))]
+    low, high = intervals.bootstrap.interval(100 * (d := intervals.drawn(records[0], "image_auroc")).values, *d.size)
+    for sure in (True, False):
+        text = (html.write(tmp_path / str(sure), records, sure=sure).parent / "compare.html").read_text()
+        assert (f"[{low:.2f}, {high:.2f}]" in text) == ("a@x leads" in text) == sure
+
+
+def test_many_units_without_an_interval_are_told_in_one_line(stored):
+    records = [stored(f"{m}@x", "bottle", 2.0, counts=False) for m in "abcde"]
+    table = generic(records)[0]
+    intervals.add(table)
+    told = [note for note in table.notes if note.startswith("No interval")]
+    assert len(told) == 1 and told[0].startswith("No interval for 5 units, a@x mvtec_ad/bottle the first: ")
+
+
+def test_settings_stand_on_lines_of_their_own_and_in_curves(stored, tmp_path):
+    from benchmarks.report.drawings import drawn as figures
+    from benchmarks.report.numbers import over_settings
+
+    skills = {"": 2.0, "shots=1": 0.6, "shots=4": 1.2, "held_out=0.1": 2.0, "corrupted=blur:1": 1.6,
+              "corrupted=blur:3": 0.9, "corrupted=noise:1": 1.4, "corrupted=noise:3": 0.7, "contaminated=0.1": 1.5,
+              "contaminated=0.1:left": 1.4, "contaminated=0.2": 1.3}
+    records = [
+        under(stored("a@x", c, skill), setting) if setting else stored("a@x", c, skill)
+        for setting, skill in skills.items() for c in ("bottle", "cable")
+    ]
+    for i, held in enumerate(records):  # each beside its own arrays
+        arrays = Path(held["path"]).with_suffix(".npz").read_bytes()
+        path = tmp_path / f"{i}.npz"
+        path.write_bytes(arrays)
+        held["path"], held["images"]["scores"] = str(path.with_suffix(".json")), path.name
+    found = pool(records)
+    assert compare.main_presets(found) == ["a@x"]
+    labels = {row.label for row in generic(records)[0].rows}
+    assert labels == {"a@x", *(f"a@x {setting}" for setting in skills if setting)}
+    made = {one.setting: one for one in over_settings.curves(found, ["a@x"], "image_auroc")}
+    assert list(made) == ["contaminated", "corrupted", "shots"]  # held_out has one value
+    assert {s: {p: [q.x for q in v["a@x"]] for p, v in one.panels.items()} for s, one in made.items()} == {
+        "contaminated": {"": [0.1, 0.2], "left": [0.1]}, "corrupted": {"blur": [1, 3], "noise": [1, 3]},
+        "shots": {"": [1, 4]},
+    }
+    clean = [r["metrics"]["image_auroc"] for r in records[:2]]
+    assert made["shots"].clean["a@x"].value == pytest.approx(50 * sum(clean))
+    low, high = made["shots"].panels[""]["a@x"]
+    assert low.value == pytest.approx(50 * sum(r["metrics"]["image_auroc"] for r in records[2:4]))
+    assert low.value < high.value < made["shots"].clean["a@x"].value
+    assert made["shots"].categories == ("bottle", "cable") and high.interval[0] < high.value < high.interval[1]
+    assert all(len(over_settings.curves(pool(records[:-1]), ["a@x"], m)) for m in METRICS)
+    written = figures.draw(["setting"], records, tmp_path / "f", metric="aupro@0.3")
+    assert [p.name for p in written] == [
+        f"setting-mvtec_ad-{s}-aupro@0.3.png" for s in ("contaminated", "corrupted", "shots")]
+    assert all(p.stat().st_size > 5000 for p in written)
+
+
+def test_the_production_tables_show_figures_and_changes(stored):
+    from benchmarks.report.numbers import suites, tables
+
+    kept = {c: [stored("padim@resnet18", c, 2.0), under(stored("padim@resnet18", c, 1.0), "shots=4")]
+            for c in ("bottle", "transistor", "pill")}
+    table = tables.build("production", "shots", [r for pair in kept.values() for r in pair])
+    rows = {row.label: cells for row, cells in zip(table.rows, table.cells, strict=True)}
+    labels = [(column.group, column.label) for column in table.columns]
+    at = labels.index(("PaDiM, ResNet-18", "Image AUROC"))
+    means = [100 * sum(pair[i]["metrics"]["image_auroc"] for pair in kept.values()) / 3 for i in (0, 1)]
+    assert [rows[label][at].value for label in ("clean", "4 pictures")] == pytest.approx(means)
+    assert rows["4 pictures"][at + 1].value == pytest.approx(means[1] - means[0]) and means[1] < means[0]
+    assert rows["clean"][at + 1].value == 0 and rows["2 pictures"][at].state == "missing"
+    wanted = suites.units("production", "shots")
+    assert ("padim@resnet18 shots=4", "mvtec_ad", "pill") in wanted and ("padim@resnet18", "mvtec_ad", "pill") in wanted
+    assert not any("clean" in spec for spec, _, _ in wanted)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.report.drawings import canvas
 from benchmarks.report.numbers import compare
 from benchmarks.report.numbers.compare import Comparison
+from benchmarks.report.numbers.front import Place
 
 
 def plot(result: Comparison, path: Path) -> Path:
@@ -20,6 +21,25 @@ def plot(result: Comparison, path: Path) -> Path:
     means = {m: math.fsum(v) / len(v) for m, v in result.values.items()}
     spread = {m: compare.spread(result, j) for j, m in enumerate(result.methods)}
     return bars(means, path, ylabel=f"{result.name} (%)", spread=spread)
+
+
+def latency(shown: Sequence[Place], path: Path, *, ylabel: str) -> Path:
+    """A metric against the time of one picture, methods of one device; those on the front are joined."""
+    figure = canvas.blank(6.4, 4.2)
+    axis = figure.subplots()
+    for place in shown:
+        axis.plot(1000 * place.latency, place.value, "o", color="C0" if place.front else canvas.GREY, markersize=5)
+        axis.annotate(canvas.plain(place.method), (1000 * place.latency, place.value), xytext=(5, 3),
+                      textcoords="offset points", fontsize=7)
+    front = [place for place in shown if place.front]
+    axis.step([1000 * p.latency for p in front], [p.value for p in front], where="post", color="C0", linewidth=1)
+    axis.set_xscale("log")
+    axis.margins(x=0.25)
+    axis.set_xlabel("one picture, median (ms)", fontsize=8)
+    axis.set_ylabel(ylabel, fontsize=8)
+    axis.tick_params(labelsize=8)
+    canvas.title(figure, f"{shown[0].device}; blue: no other is both as good and as fast")
+    return canvas.save(figure, path)
 
 
 def bars(

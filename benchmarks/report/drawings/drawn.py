@@ -12,16 +12,16 @@ import numpy as np
 
 from benchmarks.report.drawings import plots
 from benchmarks.report.drawings.charts import PRO, SPRO
-from benchmarks.report.numbers import heat
+from benchmarks.report.numbers import heat, over_settings
 from benchmarks.report.numbers.anything import metric_name
 from benchmarks.report.numbers.arrays import area, arrays_of, image_rocs, losses, map_curves, scores_by_kind, watched
-from benchmarks.report.numbers.pool import Pool, Record, ReportError, check_protocols, pool, why_undefined
+from benchmarks.report.numbers.pool import Pool, Record, ReportError, check_protocols, pool, spec_of, why_undefined
 
 CURVES = {  # kind -> (how `plots.curves` draws it, default limit, words)
     "roc": ("roc", None, "image scores"), "pixel_roc": ("roc", None, "pixels"), "pro": ("pro", PRO, "PRO"),
     "spro": ("spro", SPRO, "sPRO"),
 }
-KINDS = ("overlay", "roc", "pixel_roc", "pro", "spro", "scores", "loss", "watch", "heat")
+KINDS = ("overlay", "roc", "pixel_roc", "pro", "spro", "scores", "loss", "watch", "heat", "setting")
 
 
 def draw(
@@ -31,8 +31,9 @@ def draw(
     """Write the figures of each kind into `out`; returns their paths, in which nothing stands twice.
 
     kinds: of KINDS but 'overlay', which needs pictures and is not made from records. Curves show all methods and seeds
-    of a category in one figure; 'scores', 'loss' and 'watch' are one figure a unit; 'heat' one a dataset. metric: what
-    'heat' shows. form: of canvas.UNSAID. limit: false positive rate up to which PRO (0.3) and sPRO (0.05) are shaded.
+    of a category in one figure; 'scores', 'loss' and 'watch' are one figure a unit; 'heat' one a dataset; 'setting' one
+    for each setting of it. metric: what 'heat' and 'setting' show. form: of canvas.UNSAID. limit: false positive rate
+    up to which PRO (0.3) and sPRO (0.05) are shaded.
     Raises ReportError for records of several protocols unless `mixed`.
     """
     found = pool(records)
@@ -44,6 +45,8 @@ def draw(
             made += _curves(kind, chosen, out, limit, form)
         elif kind == "heat":
             made += _heat(found, out, metric, form)
+        elif kind == "setting":
+            made += _settings(found, out, metric or "image_auroc", form)
         else:
             one = {"scores": _scores, "loss": _loss, "watch": _watch}[kind]
             made += [path for record in chosen if (path := one(record, out, form)) is not None]
@@ -61,10 +64,10 @@ def _curves(kind: str, records: Sequence[Record], out: Path, limit: float | None
     name, default, shown = CURVES[kind]
     axis = "tpr" if name == "roc" else name
     places: dict[tuple[str, str, str], list[dict]] = {}
-    seeds = Counter((_spec(r), r["unit"]["dataset"], r["unit"]["category"]) for r in records)
+    seeds = Counter((spec_of(r), r["unit"]["dataset"], r["unit"]["category"]) for r in records)
     end = (default if limit is None else limit) if default else None
     for record in records:
-        unit, label = record["unit"], _spec(record)
+        unit, label = record["unit"], spec_of(record)
         if seeds[label, unit["dataset"], unit["category"]] > 1:
             label += f", seed {unit['seed']}"
         for part, curve in _of_kind(kind, arrays_of(record)).items():
@@ -134,15 +137,22 @@ def _heat(found: Pool, out: Path, metric: str | None, form: str) -> list[Path]:
     return made
 
 
-def _spec(record: Record) -> str:
-    return f"{record['unit']['method']}@{record['unit']['preset']}"
+def _settings(found: Pool, out: Path, metric: str, form: str) -> list[Path]:
+    methods = list(dict.fromkeys(f"{key[0]}@{key[1].partition(' ')[0]}" for key in sorted(found.units)))
+    name = " ".join(part for part in metric_name(metric) if part)
+    return [
+        plots.over_settings(
+            one, out / file_name("setting", one.dataset, one.setting, metric, suffix=f".{form}"), ylabel=f"{name} (%)",
+        )
+        for one in over_settings.curves(found, methods, metric)
+    ]
 
 
 def _title(record: Record) -> str:
     unit = record["unit"]
-    return f"{_spec(record)}, {unit['dataset']} {unit['category']}, seed {unit['seed']}"
+    return f"{spec_of(record)}, {unit['dataset']} {unit['category']}, seed {unit['seed']}"
 
 
 def _name(kind: str, record: Record, form: str) -> str:
     unit = record["unit"]
-    return file_name(kind, _spec(record), unit["dataset"], unit["category"], f"seed{unit['seed']}", suffix=f".{form}")
+    return file_name(kind, spec_of(record), unit["dataset"], unit["category"], f"seed{unit['seed']}", suffix=f".{form}")

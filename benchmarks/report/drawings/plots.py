@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks.report.drawings import canvas
 from benchmarks.report.numbers import heat
+from benchmarks.report.numbers.over_settings import Curves
 
 
 def curves(
@@ -132,6 +133,50 @@ def over_training(
     axis.set_title("looks at test data: for this plot only, no choice was made by it", fontsize=8, color="C3")
     axis.legend(fontsize=8)
     canvas.title(figure, title)
+    return canvas.save(figure, path)
+
+
+SETTINGS = {  # setting -> label of its axis, scale of x as shown, logarithmic
+    "shots": ("training pictures", 1, True), "contaminated": ("defective training pictures (%)", 100, False),
+    "corrupted": ("severity", 1, False), "size": ("pixels of the shorter side", 1, True),
+}
+
+
+def over_settings(shown: Curves, path: Path, *, ylabel: str) -> Path:
+    """Curves with bands of 95 % over test pictures; the clean figure of each method is a dashed line.
+
+    One panel for each corruption.
+    """
+    label, scale, steps = SETTINGS.get(shown.setting, (shown.setting, 1, False))
+    count = len(shown.panels)
+    across = min(count, 4)
+    figure = canvas.blank(3.0 * across + 1.2, 2.6 * math.ceil(count / across) + 0.8)
+    axes = np.ravel(figure.subplots(math.ceil(count / across), across, sharey=True, squeeze=False))
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    for k, (axis, (panel, methods)) in enumerate(zip(axes, shown.panels.items(), strict=False)):
+        for color, (method, points) in enumerate(methods.items()):
+            x = [scale * p.x for p in points]
+            axis.plot(x, [p.value for p in points], f"C{color}o-", markersize=3, linewidth=1.4,
+                      label=canvas.plain(method))
+            if all(p.interval for p in points):
+                axis.fill_between(x, *np.transpose([p.interval for p in points]), color=f"C{color}", alpha=0.15,
+                                  linewidth=0)
+            if method in shown.clean:
+                axis.axhline(shown.clean[method].value, color=f"C{color}", linestyle="--", linewidth=1)
+        ticks = sorted({scale * p.x for points in methods.values() for p in points})
+        if steps:
+            axis.set_xscale("log", base=2)
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
+        axis.minorticks_off()
+        axis.tick_params(axis="y", labelsize=8)
+        axis.set_title(canvas.plain(panel), fontsize=9)
+        axis.set_xlabel(label, fontsize=8)
+        if k % across == 0:
+            axis.set_ylabel(ylabel, fontsize=8)
+    axes[0].legend(fontsize=7, title="dashed: clean", title_fontsize=7)
+    names = ", ".join(shown.categories)
+    canvas.title(figure, f"{shown.dataset}: {names if len(names) < 40 else f'{len(shown.categories)} categories'}")
     return canvas.save(figure, path)
 
 

@@ -13,7 +13,8 @@ LOCO = (
 NAMES = {
     "image_auroc": "Image AUROC", "image_ap": "Image AP", "image_f1max": "Image F1-max", "pixel_auroc": "Pixel AUROC",
     "pixel_ap": "Pixel AP", "pixel_f1max": "Pixel F1-max", "tnr": "TNR", "tpr": "TPR", "accuracy": "Accuracy",
-    "f1": "F1", "aupro": "AUPRO", "auspro": "AUsPRO",
+    "f1": "F1", "segf1": "SegF1", "missed": "Missed defects", "false_alarms": "False alarms",
+    "aupro": "AUPRO", "auspro": "AUsPRO",
 }
 
 

@@ -14,6 +14,9 @@ from benchmarks.report.numbers.significance import ALPHA, Pair
 from benchmarks.report.numbers.suites import Line, TableSpec, mean_label
 from benchmarks.report.numbers.tables import Table, assemble
 
+MOST_PAIRS = 28
+"""With more, pages and intervals show only the pairs with the best method."""
+
 DEFAULT = ("image_auroc", "pixel_auroc", "aupro@0.3")
 DEFAULT_LOCO = ("image_auroc/mean", "auspro@0.05/mean", "pixel_auroc")
 
@@ -47,10 +50,11 @@ class Comparison:
 def main_presets(found: Pool) -> list[str]:
     """`method@preset` for each method: the preset with records of most categories, then seeds, then fewest marks.
 
-    Ablations, which stand in one column of a paper, are not what a method is compared by.
+    Ablations, which stand in one column of a paper, are not what a method is compared by, and neither are settings.
     """
     best: dict[str, tuple[tuple, str]] = {}
-    for method, preset in sorted({key[:2] for key in found.units}):
+    presets = {key[:2] for key in found.units}
+    for method, preset in sorted({key for key in presets if " " not in key[1]} or presets):
         mine = [seeds for key, seeds in found.units.items() if key[:2] == (method, preset)]
         marks = {mark for seeds in mine for record in seeds.values() for mark in record.get("marks") or ()}
         weight = (len(mine), sum(map(len, mine)), -len(marks))
@@ -154,14 +158,21 @@ def _compare(found: Pool, methods: list[str], metric: str, mixed: bool) -> Compa
 
 
 def _add_intervals(result: Comparison, found: Pool) -> None:
-    """Intervals of the figures, and of the differences of every two methods on the same pictures."""
+    """Intervals of the figures, and of the differences of every two methods on the same pictures.
+
+    With more than MOST_PAIRS pairs only of those with the best method by mean rank.
+    """
     intervals.add(result.table)
+    if not any(cell.interval for row in result.table.cells for cell in row):
+        return
     said: dict[str, None] = {}
-    for pair in result.pairs:
+    best = min(result.ranks, key=lambda m: result.ranks[m], default="")
+    few = len(result.pairs) <= MOST_PAIRS
+    for pair in (p for p in result.pairs if few or best in (p.a, p.b)):
         each, more = intervals.differences(found, pair.a, pair.b, result.metric, result.categories)
         result.differences += each
         said |= more
-    result.caveats += [line for line in said if line not in result.table.notes]
+    result.caveats += [line for line in intervals.gathered(said) if line not in result.table.notes]
     if result.differences:
         result.caveats.append(
             "Intervals of differences are over test pictures, the same ones for both methods, each at 95 % by itself; "

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.metrics import bootstrap
 from benchmarks.report.numbers.arrays import arrays_of
 from benchmarks.report.numbers.cells import Cell
-from benchmarks.report.numbers.pool import Pool, Record, name_of
+from benchmarks.report.numbers.pool import Pool, Record, name_of, spec_of
 from benchmarks.report.numbers.tables import Table
 
 FEWEST = 5
@@ -101,7 +101,26 @@ def add(table: Table) -> None:
             cell.interval = bootstrap.interval(found[0], *found[1])
     if any(cell.interval for row in table.cells for cell in row):
         table.notes.append(LEGEND)
-    table.notes += said
+    table.notes += gathered(said)
+
+
+NONE = "No interval for "
+
+
+def gathered(said: Iterable[str]) -> list[str]:
+    """The lines, with those of many units that lack an interval for one reason as one."""
+    units: dict[str, list[str]] = {}
+    out = []
+    for line in said:
+        if line.startswith(NONE):
+            unit, _, why = line.removeprefix(NONE).partition(": ")
+            units.setdefault(why, []).append(unit)
+        else:
+            out.append(line)
+    few = [f"{NONE}{unit}: {why}" for why, names in units.items() if len(names) <= 3 for unit in names]
+    return [*out, *few, *(
+        f"{NONE}{len(names)} units, {names[0]} the first: {why}" for why, names in units.items() if len(names) > 3
+    )]
 
 
 def _of_cell(cell: Cell, said: dict[str, None]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -121,7 +140,7 @@ def _of_cell(cell: Cell, said: dict[str, None]) -> tuple[np.ndarray, np.ndarray]
         for record in cell.records:
             found = drawn(record, metric)
             if isinstance(found, str):
-                said[f"No interval for {name_of_unit(record)}: {found}."] = None
+                said[f"{NONE}{name_of_unit(record)}: {found}."] = None
                 return None
             places.setdefault(name_of_place(record), []).append((found.values, record["metrics"][metric]))
             sizes[name_of_place(record)] = found.size
@@ -148,7 +167,7 @@ def name_of_place(record: Record) -> str:
 
 def name_of_unit(record: Record) -> str:
     """'padim@wrn50 mvtec_ad/bottle'."""
-    return f"{record['unit']['method']}@{record['unit']['preset']} {name_of_place(record)}"
+    return f"{spec_of(record)} {name_of_place(record)}"
 
 
 def differences(
@@ -187,7 +206,7 @@ def _side(
     for record in records:
         one = drawn(record, metric)
         if isinstance(one, str):
-            said[f"No interval for {name_of_unit(record)}: {one}."] = None
+            said[f"{NONE}{name_of_unit(record)}: {one}."] = None
             return None
         warn(record, one, said)
         parts.append(one.values)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks.report.numbers.anything import metric_name
 from benchmarks.report.numbers.cells import MARKS, Cell
-from benchmarks.report.numbers.pool import Pool
+from benchmarks.report.numbers.pool import Pool, spec_of
 from benchmarks.report.numbers.suites import ANY, Line
 
 PUBLISHED_MARKS = {
@@ -62,7 +62,7 @@ def measured(cells: Sequence[Cell]) -> list[str]:
         for record in records:
             rule = record["protocol"].get("image_score")
             rules.setdefault("maximum of the map" if rule == "max" else "the method's own", set()).add(
-                f"{record['unit']['method']}@{record['unit']['preset']}"
+                spec_of(record)
             )
         if len(rules) == 1:
             notes.append(f"Image score: {next(iter(rules))}.")

@@ -58,6 +58,22 @@ def lent_seconds(record: Record) -> dict[str, float] | None:
     return lent
 
 
+def spec_of(record: Record) -> str:
+    """`method@preset`, with a setting `method@preset shots=4`: what a table calls it."""
+    unit = record["unit"]
+    return f"{unit['method']}@{_preset(unit)}"
+
+
+def _preset(unit: Mapping[str, Any]) -> str:
+    return f"{unit['preset']} {unit['setting']}" if unit.get("setting") else str(unit["preset"])
+
+
+def key_of(record: Record) -> tuple[str, str, str, str]:
+    """Where a record lies in a `Pool`."""
+    unit = record["unit"]
+    return str(unit["method"]), _preset(unit), str(unit["dataset"]), str(unit["category"])
+
+
 def device_of(record: Record) -> str:
     """The machine that computed it, in words."""
     return str((record.get("environment") or {}).get("device", "unknown"))
@@ -74,7 +90,8 @@ def _members(record: Record) -> float:
 
 @dataclass
 class Pool:
-    """Finished records by (method, preset, dataset, category), then by seed.
+    """Finished records by (method, preset, dataset, category), then by seed. A setting is a part of the preset here
+    ('resnet18 shots=4'), so that it never shares a line of a table with another.
 
     left_out: name and reason of records that cannot be used. failed: name and reason of units that failed.
     """
@@ -134,8 +151,7 @@ def pool(records: Iterable[Any]) -> Pool:
         if why := fault(record):
             found.left_out.append((name_of(record), why))
             continue
-        unit = record["unit"]
-        key = (str(unit["method"]), str(unit["preset"]), str(unit["dataset"]), str(unit["category"]))
+        unit, key = record["unit"], key_of(record)
         if record.get("status", "ok") != "ok":
             error = record.get("error") or {}
             found.failed.setdefault(key, []).append(

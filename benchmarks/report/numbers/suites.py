@@ -48,7 +48,7 @@ class Line:
     likewise. method: `name@preset` that measures it, ANY or WHATEVER. reference: a method of
     other_methods.csv whose figures stand as published. ticks: module flags to print. rank: False leaves the line out
     of best and second marks. minus: what it says instead for a value to be subtracted
-    (a drop between two datasets).
+    (a drop between two datasets, or against `clean`). setting: what its method runs under, 'shots=4' or 'clean'.
     partial: this line averages over the categories that are present, and says over how many.
     """
 
@@ -66,6 +66,7 @@ class Line:
     digits: int | None = None
     lower: bool = False
     minus: Line | None = None
+    setting: str | None = None
     partial: bool = False
 
 
@@ -193,9 +194,18 @@ def needs(spec: TableSpec, row: Line, column: Line) -> list[Need]:
     first = _need(spec, row, column)
     if not minus:
         return [first]
-    return [first, replace(first, **{
+    second = replace(first, **{
         key: value for key in ("dataset", "categories", "metrics") if (value := getattr(minus, key)) is not None
-    })]
+    })
+    return [first, replace(second, method=_under(second.method, minus.setting))]
+
+
+def _under(method: str | None, setting: str | None) -> str | None:
+    """The method's spec under a setting: 'clean' takes away the one that it has, None leaves it."""
+    if method is None or setting is None:
+        return method
+    plain = method.partition(" ")[0]
+    return plain if setting == "clean" else f"{plain} {setting}"
 
 
 def _need(spec: TableSpec, row: Line, column: Line) -> Need:
@@ -203,7 +213,7 @@ def _need(spec: TableSpec, row: Line, column: Line) -> Need:
         return next((v for line in (row, column) if (v := getattr(line, name)) is not None), default)
 
     return Need(
-        pick("method", None), pick("dataset", spec.dataset), pick("categories", ()),
+        _under(pick("method", None), pick("setting", None)), pick("dataset", spec.dataset), pick("categories", ()),
         pick("metrics", (spec.metric,) if spec.metric else ()), pick("unit", spec.unit), pick("digits", spec.digits),
         row.lower or column.lower,
     )
@@ -266,7 +276,7 @@ def _line(item: Any, sets: Mapping[str, tuple[str, ...]], methods: bool) -> Line
     if metric is not None:
         item["metrics"] = [metric]
     if "minus" in item:
-        item["minus"] = _line({"key": "", **item["minus"]}, sets, False)
+        item["minus"] = _line({"key": "", **item["minus"]}, sets, True)
     for plural in ("categories", "metrics"):
         if plural in item:
             item[plural] = tuple(item[plural])

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.report.numbers import anything, notes, suites
 from benchmarks.report.numbers.cells import Cell, make
-from benchmarks.report.numbers.pool import Pool, ReportError, check_protocols, pool, protocol_of, size_text
+from benchmarks.report.numbers.pool import Pool, ReportError, check_protocols, key_of, pool, protocol_of, size_text
 from benchmarks.report.numbers.suites import ANY, WHATEVER, Line, TableSpec
 
 
@@ -174,10 +174,7 @@ def _with_partial_lines(table: Table, found: Pool, chosen: dict[str, str]) -> Ta
 
 def _label_protocols(table: Table, found: Pool, mixed: bool) -> None:
     used = [cell for row in table.cells for cell in row if cell.records and cell.need.unit != "count"]
-    keys = {
-        tuple(str(record["unit"][k]) for k in ("method", "preset", "dataset", "category"))
-        for cell in used for record in cell.records
-    }
+    keys = {key_of(record) for cell in used for record in cell.records}
     protocols = check_protocols([record for key in keys for record in found.rivals[key]], mixed)
     shown = {protocol_of(record) for cell in used for record in cell.records}
     protocols = [p for p in protocols if p in shown]

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from benchmarks.report.numbers.cells import Cell
-from benchmarks.report.numbers.compare import Comparison
+from benchmarks.report.numbers.compare import MOST_PAIRS, Comparison
 from benchmarks.report.numbers.tables import Table
 from benchmarks.report.pages.templating import environment
 from benchmarks.report.text.comparison import Plain, summaries, tests
 from benchmarks.report.text.grid import grid, title
-
-MOST_PAIRS = 28
-"""With more, only the pairs with the best method are shown."""
 
 
 def table(shown: Table, link: Callable[[Cell], str | None] | None = None) -> str:

@@ -12,12 +12,12 @@ from typing import Any
 
 from benchmarks.report.drawings.comparison import plot
 from benchmarks.report.drawings.speed import speed
-from benchmarks.report.numbers import heat, suites
+from benchmarks.report.numbers import heat, intervals, suites
 from benchmarks.report.numbers.anything import metric_name
 from benchmarks.report.numbers.cells import MARKS, Cell
 from benchmarks.report.numbers.compare import Comparison, comparisons, main_presets, on_common_ground
 from benchmarks.report.numbers.notes import symbol
-from benchmarks.report.numbers.pool import Pool, ReportError, check_protocols, pool, size_text
+from benchmarks.report.numbers.pool import Pool, ReportError, check_protocols, pool, size_text, spec_of
 from benchmarks.report.numbers.ranking import Ranked, ranking
 from benchmarks.report.numbers.tables import assemble
 from benchmarks.report.pages import fragments
@@ -41,12 +41,14 @@ def write(
     samples: Samples | None = None,
     broken: Mapping[str, str] | None = None,
     mixed: bool = False,
+    sure: bool = True,
 ) -> Path:
     """Write the report into `out` and return its index.html.
 
     results: the results directory, from whose `maps` folder (see `--keep-maps`) pictures of the worst misses are made.
     samples: (dataset, category) -> {picture name: (file, mask files)}, to show input and ground truth beside the map.
-    broken: file -> why a record could not be read.
+    broken: file -> why a record could not be read. sure: with intervals over test pictures in the tables of papers and
+    in comparisons, half a second or so of processor time for each unit.
     Raises ReportError when there is no record at all, or for several protocols unless `mixed`.
     """
     found = pool(records)
@@ -65,10 +67,10 @@ def write(
     for page in pages:
         _page(out / page.file, "method.html", context, heading=page.spec, root="../", **page.content)
     links = {id(record): page.anchor(record) for page in pages for record in page.records}
-    grounds = _grounds(found, mixed)
+    grounds = _grounds(found, mixed, sure)
     _index(out, found, pages, links, protocols, context, bool(pictures.made), grounds)
     _page(out / "papers.html", "papers.html", context, heading="Tables of the papers", root="",
-          suites=_suites(found, links, mixed))
+          suites=_suites(found, links, mixed, sure))
     _page(out / "compare.html", "compare.html", context, heading="Comparison of methods", root="",
           parts=_comparisons(out, grounds))
     _units(out, found, links, context)
@@ -122,14 +124,14 @@ class Ground:
     made: list[Comparison]
 
 
-def _grounds(found: Pool, mixed: bool) -> list[Ground]:
+def _grounds(found: Pool, mixed: bool, sure: bool) -> list[Ground]:
     grounds = []
     for dataset in sorted({key[2] for key in found.units}):
         units = heat.units_of(found, dataset)
         here = Pool(units=units, rivals={key: found.rivals[key] for key in units})
         methods, left = on_common_ground(here, main_presets(here))
         try:
-            made = comparisons(here, methods, None, mixed)
+            made = comparisons(here, methods, None, mixed, sure)
         except ReportError:  # every figure of it is undefined, which the tables say
             made = []
         grounds.append(Ground(dataset, here, left, made))
@@ -251,7 +253,7 @@ def _units(out: Path, found: Pool, links: Mapping[int, str], context: Mapping[st
         values = [record["metrics"].get(m) for m in metrics]
         seconds = (record.get("timing") or {}).get("total_s")
         rows.append({
-            **unit, "spec": f"{unit['method']}@{unit['preset']}", "href": links[id(record)],
+            **unit, "spec": spec_of(record), "href": links[id(record)],
             "marks": " ".join(record.get("marks") or ()),
             "values": [
                 *("—" if v is None else f"{100 * v:.2f}" for v in values),
@@ -266,7 +268,7 @@ def _units(out: Path, found: Pool, links: Mapping[int, str], context: Mapping[st
 # Tables of the papers, comparison
 
 
-def _suites(found: Pool, links: Mapping[int, str], mixed: bool) -> list[dict[str, Any]]:
+def _suites(found: Pool, links: Mapping[int, str], mixed: bool, sure: bool) -> list[dict[str, Any]]:
     from markupsafe import Markup
 
     def link(cell: Cell) -> str | None:
@@ -278,6 +280,8 @@ def _suites(found: Pool, links: Mapping[int, str], mixed: bool) -> list[dict[str
         for spec in suite.tables:
             table = assemble(spec, found, mixed, suite.quick, None)
             measured = any(cell.value is not None for row in table.cells for cell in row)
+            if sure and measured:
+                intervals.add(table)
             if measured or any(cell.printed is not None for row in table.cells for cell in row):
                 made.append({
                     "name": spec.name, "title": spec.title, "measured": measured,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.report.numbers.compare import Comparison
+from benchmarks.report.numbers.front import places
 from benchmarks.report.numbers.pool import Pool, cost, device_of
 from benchmarks.report.numbers.significance import Pair
 from benchmarks.report.text import markdown as tables
@@ -24,14 +25,21 @@ class Plain:
 
 COSTS = (
     ("timing", "training_s", "training (s)", 1), ("timing", "images_per_s", "test pictures per second", 1),
-    ("timing", "total_s", "unit in all (s)", 1), ("memory", "peak_host_mb", "peak host memory (MiB)", 0),
+    ("timing", "total_s", "unit in all (s)", 1), ("timing", "latency_p50_s", "one picture, median (s)", 4),
+    ("timing", "latency_p95_s", "one picture, 95 % (s)", 4), ("memory", "model_mb", "model (MiB)", 1),
+    ("memory", "peak_host_mb", "peak host memory (MiB)", 0),
     ("memory", "peak_device_mb", "peak device memory (MiB)", 0),
 )
 
 
-def cost_table(found: Pool, methods: Sequence[str]) -> Plain:
-    """Median over the units of each method, per device: time and memory of different machines are not comparable."""
+def cost_table(found: Pool, methods: Sequence[str], best: Comparison | None = None) -> Plain:
+    """Median over the units of each method, per device: time and memory of different machines are not comparable.
+
+    best: with which methods are on the front of its metric against the latency of one picture.
+    """
     rows = []
+    spots = {(p.method, p.device): p.front for p in places(best, found)} if best else {}
+    several = len({method for method, _ in spots}) > 1
     for method in dict.fromkeys(methods):
         by_device: dict[str, list] = {}
         for key, seeds in found.units.items():
@@ -43,9 +51,12 @@ def cost_table(found: Pool, methods: Sequence[str]) -> Plain:
             for part, name, _, digits in COSTS:
                 values = [v for r in records if isinstance(v := cost(r, part, name), int | float)]
                 shown.append(number(_median(values), digits) if values else "—")
+            if several:
+                shown.append({True: "yes", False: "no", None: "—"}[spots.get((method, device))])
             rows.append((method, device, str(len(records)), *shown))
     title = "Time and memory, medians over units; as if each unit had run alone"
-    return Plain(title, ("method", "device", "units", *(c[2] for c in COSTS)), rows)
+    front = [f"on the front of {best.name} and one picture's time"] if several and best else []
+    return Plain(title, ("method", "device", "units", *(c[2] for c in COSTS), *front), rows)
 
 
 def _median(values: Sequence[float]) -> float:

@@ -58,6 +58,7 @@ TIDY = (
     "method", "preset", "dataset", "category", "seed", "metric", "value", "undefined", "marks", "metric_version",
     "metric_size", "image_score", "training_s", "images_per_s", "total_s", "peak_host_mb", "peak_device_mb", "device",
     "weights", "config_hash", "dataset_fingerprint", "git_commit", "finished",
+    "setting", "latency_p50_s", "latency_p95_s", "model_mb",
 )
 
 
@@ -80,6 +81,8 @@ def tidy_rows(found: Pool) -> list[dict[str, Any]]:
                 "device": device_of(record), "weights": " ".join(sorted(record.get("weights") or ())),
                 **{k: record.get(k) for k in ("config_hash", "dataset_fingerprint")},
                 **{k: environment.get(k) for k in ("git_commit", "finished")},
+                "setting": record["unit"].get("setting", ""),
+                **{k: cost(record, "timing", k) for k in TIDY[24:26]}, "model_mb": cost(record, "memory", "model_mb"),
             }
             rows += [
                 about | {"metric": metric, "value": value, "undefined": undefined.get(metric, "")}
