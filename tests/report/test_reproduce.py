@@ -183,3 +183,10 @@ def test_no_unit_is_computed_twice_under_two_names() -> None:
                 method, preset = registry.parse(plain)
                 names[json.dumps([method, repr(registry.config(plain))])].add(f"{method}@{preset}")
         assert not [same for same in names.values() if len(same) > 1]
+
+
+def test_all_papers_leave_the_settings_out() -> None:
+    from benchmarks import papers
+
+    assert "production" not in papers.papers("all") and "tsdn" in papers.papers("all")
+    assert papers.papers("production") == ["production"]
