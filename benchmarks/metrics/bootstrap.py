@@ -96,6 +96,8 @@ def _images(arrays: Arrays, counts: np.ndarray, wanted: list[str]) -> dict[str, 
     out: dict[str, np.ndarray] = {}
     for suffix, name in (("", "score"), ("@max", "score_max")):
         keys = [f"{key}{suffix}" for key in ("image_auroc", "image_ap", "image_f1max")]
+        if name not in arrays:  # of a record made before it was kept
+            continue
         scores = arrays[name].astype(np.float64)
         if not any(key.partition("/")[0] in keys for key in wanted) or not np.isfinite(scores).all():
             continue

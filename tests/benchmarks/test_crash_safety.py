@@ -138,8 +138,12 @@ def test_setting_records_aside_where_nothing_may_be_written_is_said(
     run = arguments(data_root, tmp_path, "--methods", "fake", "--categories", "nut")
     assert cli(*run).returncode == 0
 
-    def refuse(*_: object) -> None:
-        raise PermissionError(13, "Permission denied")
+    replace = os.replace
+
+    def refuse(source: object, target: object) -> None:
+        if "configs" not in str(target):
+            raise PermissionError(13, "Permission denied")
+        replace(source, target)
 
     monkeypatch.setattr(os, "replace", refuse)
     done = cli(*run, "--force")

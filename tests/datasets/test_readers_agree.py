@@ -41,7 +41,10 @@ def test_the_same_figures_to_the_last_bit(own: Path, tmp_path: Path, cli: Cli, c
         assert main([str(maps), str(own / "own")]) == 0
         out, err = capsys.readouterr()
         found = json.loads(out)["categories"][name]
-        assert found["metrics"] == record["metrics"] and found["undefined"] == record["undefined"], name
+        # those at thresholds from held-out pictures need the method; maps alone do not tell them
+        of_maps, undefined = ({k: v for k, v in record[part].items() if "@mean3sd" not in k and "@q98" not in k}
+                              for part in ("metrics", "undefined"))
+        assert found["metrics"] == of_maps and found["undefined"] == undefined, name
         compared += len(found["metrics"])
         for remark in found["notes"]:
             assert remark in record["notes"] and remark in err, name
