@@ -87,6 +87,9 @@ def test_every_table_of_every_paper_in_every_format(cli: Cli, tmp_path: Path) ->
     done = cli("reproduce", "--paper", "all", "--quick", "--dry-run", "--data-root", tmp_path / "data",
                "--weights", "none", "--results", tmp_path / "r")
     assert done.returncode == 0, done.stderr
+    asked = cli("reproduce", "--paper", "production", "--dry-run", "--data-root", tmp_path / "data",
+                "--weights", "none", "--results", tmp_path / "r")
+    assert asked.returncode == 0, asked.stderr
     for suite in suites.all():
         for table in suite.tables:
             for suffix in FORMATS:
