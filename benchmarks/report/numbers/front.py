@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -34,11 +35,15 @@ def places(result: Comparison, found: Pool) -> list[Place]:
         (device, method): (median(values), math.fsum(result.values[method]) / len(result.values[method]))
         for (device, method), values in seconds.items()
     }
-    made = []
-    for (device, method), (latency, value) in spots.items():
-        beaten = any(
-            there == device and t <= latency and v >= value and (t, v) != (latency, value)
-            for (there, _), (t, v) in spots.items()
-        )
-        made.append(Place(method, device, latency, value, not beaten))
+    front = unbeaten([(device, -latency, value) for (device, _), (latency, value) in spots.items()])
+    made = [Place(method, device, *spot, there)
+            for ((device, method), spot), there in zip(spots.items(), front, strict=True)]
     return sorted(made, key=lambda p: (p.device, p.latency, -p.value))
+
+
+def unbeaten(points: Sequence[tuple[str, float, float]]) -> list[bool]:
+    """For each (device, speed, value) whether no other one on its device is as good in both and better in one."""
+    return [
+        not any(there == device and s >= speed and v >= value and (s, v) != (speed, value) for there, s, v in points)
+        for device, speed, value in points
+    ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from benchmarks.report.numbers.compare import Comparison, spread
+from benchmarks.report.numbers.front import unbeaten
 from benchmarks.report.numbers.pool import Pool, cost, device_of
 
 COSTS = (("timing", "images_per_s"), ("timing", "training_s"), ("memory", "peak_host_mb"), ("memory", "peak_device_mb"))
@@ -57,17 +58,9 @@ def ranking(made: Sequence[Comparison], found: Pool) -> list[Ranked]:
 
 def frontier(rows: Sequence[Ranked]) -> list[Ranked]:
     """Those with a speed that no other on the same device beats in both mean and speed, slowest first."""
-    known = [row for row in rows if row.costs["images_per_s"] is not None]
-    return sorted(
-        (row for row in known if not any(
-            other.device == row.device and _better(other, row) for other in known
-        )), key=lambda row: row.costs["images_per_s"] or 0.0,
-    )
-
-
-def _better(a: Ranked, b: Ranked) -> bool:
-    x, y = (a.mean, a.costs["images_per_s"] or 0.0), (b.mean, b.costs["images_per_s"] or 0.0)
-    return x != y and x[0] >= y[0] and x[1] >= y[1]
+    known = [(row, speed) for row in rows if (speed := row.costs["images_per_s"]) is not None]
+    front = unbeaten([(row.device, speed, row.mean) for row, speed in known])
+    return [row for row, _ in sorted((k for k, there in zip(known, front, strict=True) if there), key=lambda k: k[1])]
 
 
 def _mean(one: Comparison, spec: str, categories: Sequence[str]) -> float | None:
