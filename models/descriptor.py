@@ -10,6 +10,7 @@ for all pixels of a picture the poolings are taken at every place and their four
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from models.nn.patch_encoder import crops
 from models.nn.preprocess import imagenet
 from models.nn.textures import Textures
 from models.nn.trained import TrainedConfig
-from models.nn.training import key_of, train
+from models.nn.training import key_of, own_random_state, train
 
 POOL = (0, 0)
 LAYERS = {  # (side, channels) by side of the patch: Tables 4 and 5; two sides that cannot be are mended as by others
@@ -169,3 +170,20 @@ def compactness(rows: Tensor) -> Tensor:
     unit = F.normalize(rows - rows.mean(0), dim=0)
     correlation = unit.T @ unit
     return correlation.sum() - correlation.diagonal().sum()
+
+
+def teachers(config: DescriptorConfig, context: Context) -> dict[str, Teacher]:
+    """'teacher<patch>' for each side in `config.patches`, started from a random state of their own."""
+    with own_random_state(context, "teachers"):
+        return {f"teacher{patch}": Teacher(patch, config.narrow) for patch in config.patches}
+
+
+def taught(
+    modules: Mapping[str, Any], config: DescriptorConfig, context: Context, pictures: Tensor, progress: Progress
+) -> dict[str, Any]:
+    """Distil the teachers among `modules` and standardise them on pictures [N, 3, h, w]; their logs by name."""
+    logs = {}
+    for name in (f"teacher{patch}" for patch in config.patches):
+        logs[name] = modules[name].distil(config, context, progress)
+        modules[name].standardise(pictures)
+    return logs

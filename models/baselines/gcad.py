@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from models.base import Context, Images, Prediction, Progress, no_progress
-from models.descriptor import DescriptorConfig, Teacher
+from models.descriptor import DescriptorConfig, taught, teachers
 from models.nn.gcad_networks import SLOPE, Global, UNet, fading
 from models.nn.trained import Trained
-from models.nn.training import own_random_state, split
+from models.nn.training import split
 from models.registry import register
 
 
@@ -66,10 +66,9 @@ class Gcad(Trained):
 
     def __init__(self, config: GcadConfig, context: Context) -> None:
         super().__init__(config, context)
-        with own_random_state(context, "teachers"):
-            teachers = {f"teacher{patch}": Teacher(patch, config.narrow) for patch in config.patches}
-        branches = {f"branches{p}": Branches(config, teachers[f"teacher{p}"].channels) for p in config.patches}
-        self._trained(**teachers, **branches)
+        own = teachers(config, context)
+        branches = {f"branches{p}": Branches(config, own[f"teacher{p}"].channels) for p in config.patches}
+        self._trained(**own, **branches)
         self.normal = torch.tensor([[[0.0, 1.0]] * 2] * len(config.patches))  # mean and deviation, local and global
 
     def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
@@ -77,10 +76,7 @@ class Gcad(Trained):
         used, held = (pictures[part] for part in split(len(pictures), config.held_out, self.context, minimum=2))
         if validation is not None and len(validation):
             used, held = pictures, self._pictures(validation)
-        logs = {}
-        for patch in config.patches:
-            logs[f"teacher{patch}"] = self.trained[f"teacher{patch}"].distil(config, self.context, progress)
-            self.trained[f"teacher{patch}"].standardise(used)
+        logs = taught(self.trained, config, self.context, used, progress)
         optimizer = Adam(self._parameters(), config.lr, weight_decay=1e-5)
         first, steps = self._parameters()[0], -(-len(used) // config.train_batch)
 

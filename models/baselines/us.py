@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from models.base import Context, Images, Prediction, Progress, no_progress
-from models.descriptor import Descriptor, DescriptorConfig, Teacher
+from models.descriptor import Descriptor, DescriptorConfig, taught, teachers
 from models.nn.trained import Trained
-from models.nn.training import own_random_state, split
+from models.nn.training import split
 from models.registry import register
 
 
@@ -60,13 +60,12 @@ class Us(Trained):
 
     def __init__(self, config: UsConfig, context: Context) -> None:
         super().__init__(config, context)
-        with own_random_state(context, "teachers"):
-            teachers = {f"teacher{patch}": Teacher(patch, config.narrow) for patch in config.patches}
+        own = teachers(config, context)
         students = {
             f"students{patch}": nn.ModuleList(Descriptor(patch, config.narrow) for _ in range(config.students))
             for patch in config.patches
         }
-        self._trained(**teachers, **students)
+        self._trained(**own, **students)
         self.normal = torch.tensor([[[0.0, 1.0]] * 2] * len(config.patches))  # mean and deviation of error and variance
 
     def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> dict[str, Any]:
@@ -74,10 +73,7 @@ class Us(Trained):
         used, held = (pictures[part] for part in split(len(pictures), self.config.held_out, self.context, minimum=2))
         if validation is not None and len(validation):
             used, held = pictures, self._pictures(validation)
-        logs = {}
-        for patch in self.config.patches:
-            logs[f"teacher{patch}"] = self.trained[f"teacher{patch}"].distil(self.config, self.context, progress)
-            self.trained[f"teacher{patch}"].standardise(used)
+        logs = taught(self.trained, self.config, self.context, used, progress)
 
         def step(indices: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
             found = {f"p{patch}": self._loss(used[indices], patch) for patch in self.config.patches}
