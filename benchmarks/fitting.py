@@ -119,8 +119,8 @@ def fit(
             device=torch.device(device), seed=job.unit.seed, weights=weights, scratch=scratch,
             features=features,
             extras={
-                "dataset": category.dataset, "category": category.name, "textures": job.textures or None,
-                "members": members,
+                "dataset": category.dataset, "category": "" if job.joint else category.name,
+                "textures": job.textures or None, "members": members,
                 "member_dir": job.unit.path(job.results / "members").parent.parent
                 / "-".join((f"seed{job.unit.seed}", job.fingerprint[:10], *(
                     [digest(job.training, 10)] if job.training else []

@@ -153,9 +153,8 @@ def plan_units(
     hashes = _fingerprint_cache(options)
     jobs = []
     refused: dict[str, str] = {}
-    for spec, dataset, category in combinations:
-        if spec not in configs:
-            configs[spec] = _config(spec.partition(" ")[0], options.settings)
+
+    def look(dataset: str, category: str) -> tuple[Category, Examined] | str:
         if (dataset, category) not in loaded:
             try:
                 data = datasets.load(dataset, category, options.data_root, options.limit)
@@ -164,13 +163,23 @@ def plan_units(
                 loaded[dataset, category] = (data, examined)
             except DatasetError as error:
                 loaded[dataset, category] = str(error)
-        data = loaded[dataset, category]
+        return loaded[dataset, category]
+
+    for spec, dataset, category in combinations:
+        if spec not in configs:
+            configs[spec] = _config(spec.partition(" ")[0], options.settings)
+        data = look(dataset, category)
         if isinstance(data, str):
             continue
         setting = settings[spec]
+        fingerprint, remarks, joint = data[1].fingerprint, data[1].remarks, ()
         try:
             for seed in seeds if setting else ():
                 setting.category(data[0], seed)
+            if setting and setting.joint:
+                fingerprint, remarks, joint = _together(
+                    data[0], {name: look(dataset, name) for name in datasets.find(dataset, options.data_root)}
+                )
         except DatasetError as error:
             refused[f"{dataset}/{category} {setting.text}"] = str(error)
             continue
@@ -182,7 +191,7 @@ def plan_units(
             Job(
                 unit=Unit(data[0].dataset, category, method, preset, seed, setting.text if setting else ""),
                 config=config,
-                config_hash=_config_hash(method, config), modified=modified, fingerprint=data[1].fingerprint,
+                config_hash=_config_hash(method, config), modified=modified, fingerprint=fingerprint, joint=joint,
                 source=_source(dataset),
                 protocol=protocol, data_root=Path(options.data_root).resolve(),
                 results=Path(options.results).resolve(), weights=weights, weights_for=weights_for,
@@ -190,7 +199,7 @@ def plan_units(
                 textures=textures if getattr(config, "textures", "") is None else "",
                 keep_maps=options.keep_maps, watch=options.watch, cache_dir=options.cache_dir,
                 cache_size=options.cache_size, time_limit=options.time_limit,
-                settings=own, limit=options.limit, remarks=data[1].remarks,
+                settings=own, limit=options.limit, remarks=remarks,
                 training=setting.training if setting else "",
             )
             for seed in seeds
@@ -203,15 +212,33 @@ def plan_units(
     order = list(dict.fromkeys(["", *(job.training for job in jobs)]))
     alike = list(dict.fromkeys(job.fit_key for job in jobs))
     jobs.sort(key=lambda job: (
-        job.unit.dataset, job.unit.category, order.index(job.training), _sharing(job.config), job.unit.seed,
-        alike.index(job.fit_key),
+        job.unit.dataset, bool(job.joint), "" if job.joint else job.unit.category, order.index(job.training),
+        _sharing(job.config), job.unit.seed, alike.index(job.fit_key),
     ))
     for i, (job, after) in enumerate(pairwise(jobs)):
-        if job.fit_key == after.fit_key and (job.unit.dataset, job.unit.category) == (
-            after.unit.dataset, after.unit.category
-        ):
+        if job.fitted_like(after):
             jobs[i] = replace(job, lend_fit=True)
     return Plan(tuple(jobs), dict(absent or {}), unreadable)
+
+
+def _together(
+    base: Category, found: Mapping[str, tuple[Category, Examined] | str]
+) -> tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Fingerprint, remarks, and (name, fingerprint) of each of the categories that one model is fitted on.
+
+    Raises DatasetError when one of them cannot be read or there is one only.
+    """
+    from datasets.settings import joined
+
+    read = {name: data for name, data in found.items() if not isinstance(data, str)}
+    for name, data in found.items():
+        if isinstance(data, str):
+            raise DatasetError(f"multi_class: trains on all categories, and {name} cannot be read: {data}")
+    joined(base, [data[0] for data in read.values()])
+    prints = tuple((name, data[1].fingerprint) for name, data in read.items())
+    remarks = tuple(remark if name == base.name else f"{name}: {remark}"
+                    for name, data in read.items() for remark in data[1].remarks)
+    return digest(prints, 64), remarks, prints
 
 
 def parse_setting(spec: str) -> Setting | None:

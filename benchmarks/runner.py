@@ -49,7 +49,8 @@ class Shared:
     def for_job(self, job: Job) -> Shared:
         """Empty what the job's category, data, weights, device or seed has no use for."""
         unit = job.unit
-        key = (unit.dataset, unit.category, job.fingerprint, job.weights, job.weights_for, job.device)
+        category = "" if job.joint else unit.category
+        key = (unit.dataset, category, job.fingerprint, job.weights, job.weights_for, job.device)
         if key != self.key:
             from benchmarks.lending import Lending
 
@@ -195,7 +196,7 @@ def _run(
             )
         lent["predict"] = shared.features.turn()
         with phase("deployed"):
-            if not fitted.cost:
+            if not fitted.cost or job.joint:  # other categories may have larger pictures
                 waits = latency(detector, pictures["test"], category.test, job.protocol.metric_size, shared.features)
                 fitted.cost = {**waits, "model_mb": model_mb(detector)}
     remarks = list(dict.fromkeys([*fitted.remarks, *remarks]))
@@ -283,23 +284,30 @@ def _marks(job: Job, weights: dict[str, Any], notes: Sequence[str], found: Seque
 def _data(job: Job, report: Report) -> tuple[Category, dict[str, Images], list[str]]:
     """The category under the job's setting, the pictures of each split, and what kept them from being decoded once.
 
-    Pictures are decoded once for all units of the category, whatever their settings.
+    Pictures are decoded once for all units of a category, whatever their settings.
     """
     import datasets
     from datasets.cache import cached
-    from datasets.settings import Seen, Setting, parse
+    from datasets.settings import Seen, Setting, joined, parse
 
-    category = datasets.load(job.source, job.unit.category, job.data_root, job.limit)
-    samples = [*category.train, *category.validation, *category.test]
-    together, warning = cached(samples, job.fingerprint, job.cache_dir, job.cache_size,
-                               lambda done, total: report("decode", done, total, {}))
+    found: dict[str, Category] = {}
+    whole, warnings = [], []
+    for name, fingerprint in job.joint or ((job.unit.category, job.fingerprint),):
+        one = found[name] = datasets.load(job.source, name, job.data_root, job.limit)
+        decoded, warning = cached([*one.train, *one.validation, *one.test], fingerprint, job.cache_dir,
+                                  job.cache_size, lambda done, total: report("decode", done, total, {}))
+        whole.append(decoded)
+        warnings += [warning] if warning else []
+    category = found[job.unit.category]
+    if job.joint:
+        category = joined(category, tuple(found.values()), datasets.official(job.unit.dataset))
     setting = parse(job.unit.setting) if job.unit.setting else Setting("")
     category = setting.category(category, job.unit.seed)
     pictures: dict[str, Images] = {
-        split: Seen(together, getattr(category, split), split, setting, job.unit.seed)
+        split: Seen(whole, getattr(category, split), split, setting, job.unit.seed)
         for split in ("train", "validation", "held_out", "test")
     }
-    return category, pictures, [warning] if warning else []
+    return category, pictures, warnings
 
 
 def maps_dir(job: Job) -> Path:

@@ -94,6 +94,7 @@ class Job:
     settings: dict[str, str] = field(default_factory=dict)
     limit: int = 0  # pictures of each split; 0 for all
     training: str = ""  # what training sees of the unit's setting
+    joint: tuple[tuple[str, str], ...] = ()  # categories that one model is fitted on, with each one's fingerprint
     lend_fit: bool = False  # the next unit is fitted alike and may take the detector
     remarks: tuple[str, ...] = ()  # what was found in the category's files that figures hang on
 
@@ -114,6 +115,12 @@ class Job:
     def fit_key(self) -> tuple[Any, ...]:
         """Units of a category with the same key are fitted alike."""
         return self.unit.spec.partition(" ")[0], self.config_hash, self.unit.seed, self.training, self.textures
+
+    def fitted_like(self, other: Job) -> bool:
+        """Whether one detector serves both."""
+        mine, its = self.unit, other.unit
+        near = mine.dataset == its.dataset and (mine.category == its.category or bool(self.joint))
+        return near and self.fingerprint == other.fingerprint and self.fit_key == other.fit_key
 
     def command(self) -> str:
         """The command that repeats this unit, quoted for a shell; paths are left for the reader to fill in."""

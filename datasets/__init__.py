@@ -42,6 +42,13 @@ def absent(dataset: str, data_root: Path) -> tuple[str, ...]:
     return tuple(c for c in official if c not in found)
 
 
+def official(dataset: str) -> int:
+    """How many categories a public dataset has; 0 for any other."""
+    from datasets.catalog import OFFICIAL
+
+    return len(OFFICIAL.get(dataset, {}))
+
+
 def load(dataset: str, category: str, data_root: Path, limit: int = 0):
     """The `Category` of a dataset: its samples by split, with notes on departures from the official data.
 

@@ -1,4 +1,5 @@
-"""Settings under which a unit runs: few pictures, a spoilt training set, other light, a smaller camera.
+"""Settings under which a unit runs: few pictures, a spoilt training set, other light, a smaller camera, one model for
+all categories.
 
 A setting makes another category of a category: other lists of pictures, and a change that pictures get when they are
 read. Everything that is drawn comes from the unit's seed and is nested: the pictures of 2 shots are among those of 4.
@@ -9,7 +10,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -27,6 +30,7 @@ class Setting:
     """One setting. text: as it stands in records, 'shots=4'. The base class changes nothing."""
 
     text: str
+    joint: ClassVar[bool] = False  # one model is fitted on all categories of the dataset (`joined`)
 
     @property
     def training(self) -> str:
@@ -151,24 +155,52 @@ class Size(Setting):
         return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
 
 
+@dataclass(frozen=True)
+class MultiClass(Setting):
+    """One model fitted on the training pictures of all categories, scored on each category by itself."""
+
+    joint: ClassVar[bool] = True
+
+
+def joined(base: Category, categories: Sequence[Category], official: int = 0) -> Category:
+    """The category with the training and validation pictures of all of them, in the order given.
+
+    official: how many the dataset has; with fewer the figure is marked, since fewer are easier to tell apart.
+    Raises DatasetError where there is no other category.
+    """
+    if len(categories) < 2:
+        raise DatasetError(f"multi_class: {base.name} is the only category of {base.dataset}; it needs two")
+    names = ", ".join(one.name for one in categories)
+    return replace(
+        base, train=tuple(s for one in categories for s in one.train),
+        validation=tuple(s for one in categories for s in one.validation),
+        notes=tuple(
+            note if one.name == base.name else f"{one.name}: {note}" for one in categories for note in one.notes
+        ) + ((f"multi_class: {len(categories)} of {official} categories",) if len(categories) < official else ()),
+        told=(f"one model for {len(categories)} categories: {names}",),
+    )
+
+
 class Seen(Sequence[np.ndarray]):
-    """Pictures of some samples as they are seen under a setting, taken by path from those of a whole category."""
+    """Pictures of some samples as they are seen under a setting, taken by path from those of whole categories."""
 
     def __init__(
-        self, pictures: Pictures, samples: Sequence[Sample], split: str, setting: Setting, seed: int
+        self, whole: Sequence[Pictures], samples: Sequence[Sample], split: str, setting: Setting, seed: int
     ) -> None:
-        self._pictures, self._samples = pictures, tuple(samples)
-        self._split, self._setting, self._seed = split, setting, seed
-        self._places = {sample.path: i for i, sample in enumerate(pictures.samples)}
+        places = {sample.path: (one, i) for one in whole for i, sample in enumerate(one.samples)}
+        self._places = [places[sample.path] for sample in samples]
+        self._samples, self._split, self._setting, self._seed = tuple(samples), split, setting, seed
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def __getitem__(self, index):  # type: ignore[override]
         if isinstance(index, slice):
-            return type(self)(self._pictures, self._samples[index], self._split, self._setting, self._seed)
-        sample = self._samples[index]
-        return self._setting.picture(self._pictures[self._places[sample.path]], sample, self._split, self._seed)
+            part = copy(self)
+            part._samples, part._places = self._samples[index], self._places[index]
+            return part
+        pictures, place = self._places[index]
+        return self._setting.picture(pictures[place], self._samples[index], self._split, self._seed)
 
 
 def parse(text: str) -> Setting:
@@ -183,7 +215,7 @@ def parse(text: str) -> Setting:
 
 
 def _usage(name: str) -> str:
-    return f"{name}={NAMES[name][0]}"
+    return f"{name}={NAMES[name][0]}" if NAMES[name][0] else name
 
 
 def _order(count: int, seed: int) -> list[int]:
@@ -226,10 +258,14 @@ def _size(value: str) -> Setting | None:
     return Size(f"size={side}", side) if (side := _whole(value)) else None
 
 
+def _multi_class(value: str) -> Setting | None:
+    return None if value else MultiClass("multi_class")
+
+
 NAMES: dict[str, tuple[str, Callable[[str], Setting | None]]] = {
     "shots": ("N", _shots), "contaminated": ("SHARE, or SHARE:left where those pictures stay in the test set",
                                              _contaminated),
     "held_out": ("SHARE", _held_out), "corrupted": ("KIND:SEVERITY with a severity from 1 to 5", _corrupted),
-    "size": ("N", _size),
+    "size": ("N", _size), "multi_class": ("", _multi_class),
 }
-"""Name -> what stands behind the '=', and what makes the setting of it."""
+"""Name -> what stands behind the '=' (nothing: no '='), and what makes the setting of it."""

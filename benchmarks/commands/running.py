@@ -24,7 +24,7 @@ def add_run(commands: Any) -> None:
     parser.add_argument("--categories", nargs="+", default=[], metavar="C", help="categories (all found)")
     parser.add_argument("--setting", nargs="+", default=["clean"], metavar="S",
                         help="settings to run each method under: clean, shots=4, contaminated=0.1, held_out=0.1, "
-                             "corrupted=blur:3, size=128 (clean)")
+                             "corrupted=blur:3, size=128, multi_class (clean)")
 
 
 def run(args: argparse.Namespace) -> int:

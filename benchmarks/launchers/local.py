@@ -91,6 +91,9 @@ class Loop:
         position = 0
         while position < len(self.waiting) and sum(1 for w in self.pool if w.job) < self.workers:
             job = self.waiting[position]
+            if any(one.job and one.job.joint and one.job.fitted_like(job) for one in self.pool):
+                position += 1  # whoever fits the model of all categories scores it on each
+                continue
             store = Store(job.results)
             lock = acquire(store.path(job))
             if lock is None:
@@ -101,13 +104,15 @@ class Loop:
                 self.outcome.resumed += 1
                 self.bars.finished(job, "resumed")
             else:
-                self._free().take(job, lock)
+                self._free(job).take(job, lock)
             self.waiting.pop(position)
             moved = True
         return moved
 
-    def _free(self) -> Worker:
-        idle = next((one for one in self.pool if not one.job), None)
+    def _free(self, job: Job) -> Worker:
+        """An idle worker, rather one that holds the job's detector; else a new one."""
+        idle = min((one for one in self.pool if not one.job), default=None,
+                   key=lambda one: not (one.last and one.last.fitted_like(job)))
         if idle is None:
             taken = {one.index for one in self.pool}
             idle = worker.start(next(i for i in range(self.workers) if i not in taken), self.workers)

@@ -17,7 +17,7 @@ import shutil
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def run(
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_task)
     probe = store.runs / f".shared-{os.getpid()}-{time.time_ns()}.part"  # a name that `sweep` removes if we are killed
     write_atomic(probe, b"")
-    uploads: dict[Path, Any] = {}
+    uploads: dict[tuple[str, ...], Any] = {}
     waiting, running = list(jobs), {}
     try:
         if on_start:
@@ -131,14 +131,17 @@ def _connect(ray: Any, address: str | None, workers: int) -> None:
         raise UsageError(f"{where} ({error})") from error
 
 
-def _upload(ray: Any, job: Job, uploads: dict[Path, Any]) -> Any:
-    """The category's folder as a tar in the object store, packed once per category."""
+def _upload(ray: Any, job: Job, uploads: dict[tuple[str, ...], Any]) -> Any:
+    """The folders of the categories that the unit needs as a tar in the object store, packed once."""
     import datasets
 
-    root = datasets.load(job.source, job.unit.category, job.data_root).root
-    if root not in uploads:
-        uploads[root] = ray.put(_packed(root, f"{job.unit.dataset}/{job.unit.category}"))
-    return uploads[root]
+    names = tuple(name for name, _ in job.joint) or (job.unit.category,)
+    key = (job.source, *names)
+    if key not in uploads:
+        uploads[key] = ray.put(_packed({
+            f"{job.unit.dataset}/{name}": datasets.load(job.source, name, job.data_root).root for name in names
+        }))
+    return uploads[key]
 
 
 def _task(pickled: bytes, data: bytes | None, threads: int, probe: str) -> tuple[bytes, bytes | None, bytes | None]:
@@ -174,14 +177,16 @@ def _task(pickled: bytes, data: bytes | None, threads: int, probe: str) -> tuple
             if Path(probe).exists():
                 shutil.copytree(maps_dir(job), final, dirs_exist_ok=True)
             else:
-                maps = _packed(maps_dir(job), ".")
+                maps = _packed({".": maps_dir(job)})
         return json.dumps(record, default=str).encode(), scores.read_bytes() if scores.exists() else None, maps
 
 
-def _packed(folder: Path, name: str) -> bytes:
+def _packed(folders: Mapping[str, Path]) -> bytes:
+    """A tar of folders under the names given."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.add(folder, name)
+        for name, folder in folders.items():
+            archive.add(folder, name)
     return buffer.getvalue()
 
 

@@ -25,7 +25,8 @@ from benchmarks.units import Job
 class Worker:
     """The parent's side: the process, the job that it is at work on, since when, and the lock of the job's unit.
 
-    index: its place among the workers, which decides its GPU; whoever replaces it takes the same place.
+    index: its place among the workers, which decides its GPU; whoever replaces it takes the same place. last: the job
+    before, whose detector it may still hold.
     """
 
     process: Any
@@ -34,6 +35,7 @@ class Worker:
     job: Job | None = None
     since: float = 0.0
     lock: Any = None
+    last: Job | None = None
 
     def take(self, job: Job, lock: Any) -> None:
         """Hand it a job."""
@@ -51,7 +53,7 @@ class Worker:
 
     def release(self) -> None:
         """It is done with its job."""
-        self.job = None
+        self.job, self.last = None, self.job
         if self.lock is not None:
             self.lock.release()
             self.lock = None

@@ -151,3 +151,46 @@ def test_a_validation_split_gives_thresholds_and_moves_no_score(tmp_path: Path) 
         scoring._fixed = kept
     more = {key for key in with_["metrics"] if key.endswith(("@mean3sd", "@q98"))}
     assert len(more) == 8 and {k: v for k, v in with_["metrics"].items() if k not in more} == without["metrics"]
+
+
+def test_one_model_for_all_categories(cli: Cli, data_root: Path, tmp_path: Path) -> None:
+    """It learns the pictures of all, is fitted once by whichever worker, and scored on each category by itself."""
+    words = ["run", "--methods", "fake", "--datasets", "parts", "--data-root", data_root, "--weights", "none",
+             "--device", "cpu", "--quiet"]
+    done = cli(*words, "--results", tmp_path / "a", "--workers", 2, "--setting", "multi_class", "clean")
+    assert done.returncode == 0 and "4 units: 4 run now" in done.stderr, done.stderr
+    found = {(r["unit"]["category"], r["unit"].get("setting", "")): r for r in Store(tmp_path / "a").records()}
+    nut, plate = found["nut", "multi_class"], found["plate", "multi_class"]
+    for record in (nut, plate):
+        assert record["images"]["train"] == 12 and record["images"]["test"] == 8
+        assert "one model for 2 categories: nut, plate" in record["notes"]
+        assert record["metrics"] != found[record["unit"]["category"], ""]["metrics"]
+    assert nut["timing"]["fit_s"] == plate["timing"]["fit_s"], "fitted twice"
+    assert nut["dataset_fingerprint"] == plate["dataset_fingerprint"] != found["nut", ""]["dataset_fingerprint"]
+    alone = cli(*words, "--results", tmp_path / "b", "--categories", "plate", "--setting", "multi_class")
+    assert alone.returncode == 0 and "1 unit: 1 run now" in alone.stderr
+    assert Store(tmp_path / "b").records()[0]["metrics"] == plate["metrics"]
+    assert "0 run now, 4 finished before" in cli(
+        *words, "--results", tmp_path / "a", "--setting", "clean", "multi_class").stderr
+
+
+def test_one_model_needs_all_categories_and_more_than_one(cli: Cli, root: Path, tmp_path: Path) -> None:
+    make_mvtec(tmp_path / "own" / "bolt", seed=3)
+    make_mvtec(tmp_path / "own" / "cap", seed=4)
+    (tmp_path / "own" / "cap" / "train" / "good" / "001.png").write_bytes(b"no picture")
+    words = ["run", "--methods", "fake", "--datasets", "own", "--weights", "none", "--device", "cpu", "--quiet",
+             "--setting", "multi_class", "--results", tmp_path / "r"]
+    done = cli(*words, "--data-root", tmp_path, "--categories", "bolt")
+    assert done.returncode == 1 and "multi_class: trains on all categories, and cap cannot be read: " in done.stderr
+    one = cli(*words, "--data-root", root)
+    assert one.returncode == 1 and "nut is the only category of own; it needs two" in one.stderr
+    assert not Store(tmp_path / "r").records()
+
+
+def test_one_model_has_no_category_of_its_own(data_root: Path, tmp_path: Path) -> None:
+    """Settings that a paper fixes for a category (gen_encdec's rate of noise) have no place in it."""
+    options = Options(data_root=data_root, results=tmp_path, weights="none", device="cpu")
+    job = make_plan(["fake@category multi_class"], ["parts"], options).jobs[0]
+    assert run_unit(job, lambda *step: None)["training"]["category"] == ""
+    clean = make_plan(["fake@category"], ["parts"], options).jobs[0]
+    assert run_unit(clean, lambda *step: None)["training"]["category"] == "nut"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import datasets
 from datasets.base import Category, DatasetError, Sample
 from datasets.corruptions import KINDS, MOVES, corrupt, moved
 from datasets.images import Pictures
-from datasets.settings import NAMES, Seen, parse
+from datasets.settings import NAMES, Seen, joined, parse
 from tests.conftest import make_mvtec
 
 
@@ -71,12 +72,25 @@ def test_pictures_that_do_not_suffice(text: str, words: str) -> None:
         parse(text).category(category(), 0)
 
 
+def test_categories_are_joined_with_what_is_to_be_known_of_each() -> None:
+    nut = replace(category(4), notes=("train: 4 of 9",), validation=category(2).train)
+    nail = replace(category(3), name="nail", root=Path("/own/nail"), notes=("train: 3 of 8",))
+    made = joined(nut, [nail, nut], official=15)
+    assert made.train == nail.train + nut.train and made.validation == nut.validation and made.test == nut.test
+    assert made.notes == ("nail: train: 3 of 8", "train: 4 of 9", "multi_class: 2 of 15 categories")
+    assert made.told == ("one model for 2 categories: nail, nut",)
+    assert joined(nut, [nail, nut], official=2).notes == made.notes[:2] == joined(nut, [nail, nut]).notes
+    with pytest.raises(DatasetError, match="nut is the only category of own"):
+        joined(nut, [nut])
+
+
 @pytest.mark.parametrize(("text", "words"), [
     ("shot=4", "did you mean 'shots'"), ("shots=0", "write shots=N"), ("shots=-1", "write shots=N"), ("", "unknown"),
     ("contaminated=1.5", "write contaminated=SHARE"), ("contaminated=0.1:lef", "write contaminated"),
     ("contaminated=nan", "write contaminated"), ("held_out=0", "write held_out"),
     ("corrupted=blurr:3", "did you mean 'blur'"), ("corrupted=blur", "severity from 1 to 5"),
     ("corrupted=blur:6", "severity from 1 to 5"), ("size=big", "write size=N"),
+    ("multi_class=3", "write multi_class$"), ("multiclass", "did you mean 'multi_class'"),
 ])
 def test_names_that_do_not_exist(text: str, words: str) -> None:
     with pytest.raises(DatasetError, match=words):
@@ -85,7 +99,7 @@ def test_names_that_do_not_exist(text: str, words: str) -> None:
 
 def test_one_setting_has_one_spelling() -> None:
     assert parse("contaminated=0.10").text == parse(" contaminated=.1").text == "contaminated=0.1"
-    texts = ["shots=4", "contaminated=0.05:left", "held_out=0.1", "corrupted=jpeg:5", "size=64"]
+    texts = ["shots=4", "contaminated=0.05:left", "held_out=0.1", "corrupted=jpeg:5", "size=64", "multi_class"]
     assert [parse(text).text for text in texts] == texts and {t.partition("=")[0] for t in texts} == set(NAMES)
 
 
@@ -123,14 +137,14 @@ def test_only_test_pictures_are_corrupted_and_their_truth_moves(tmp_path: Path) 
     pictures = Pictures([*base.train, *base.test])
     setting = parse("corrupted=shift:5")
     made = setting.category(base, 0)
-    train, test = (Seen(pictures, getattr(made, split), split, setting, 0) for split in ("train", "test"))
+    train, test = (Seen([pictures], getattr(made, split), split, setting, 0) for split in ("train", "test"))
     assert len(train) == 6 and all((train[i] == pictures[i]).all() for i in range(6))
     assert len(test) == 8 and all((test[i] != pictures[6 + i]).any() for i in range(8))
     assert (test[2:4][1] == test[3]).all()
     sample = next(s for s in made.test if s.label)
     found, stored = (datasets.truth(c, sample, (64, 64)) for c in (made, base))
     assert (found != stored).any() and (found == moved(stored, "shift", 5, sample.name, 0)).all()
-    clean = Seen(pictures, base.test, "test", parse("shots=1"), 0)
+    clean = Seen([pictures], base.test, "test", parse("shots=1"), 0)
     assert (clean[0] == pictures[6]).all()
 
 
@@ -140,9 +154,9 @@ def test_a_small_camera_sees_less_of_all_pictures(tmp_path: Path) -> None:
     pictures = Pictures([*base.train, *base.test])
     setting = parse("size=20")
     for split in ("train", "test"):
-        seen = Seen(pictures, getattr(base, split), split, setting, 0)
+        seen = Seen([pictures], getattr(base, split), split, setting, 0)
         assert seen[0].shape == (40, 48, 3)
         fine = [np.abs(np.diff(x.astype(float), axis=1)).mean() for x in (seen[0], pictures[0])]
         assert fine[0] < 0.7 * fine[1]
     with pytest.raises(DatasetError, match="has only 48 x 40 pixels"):
-        Seen(pictures, base.train, "train", parse("size=41"), 0)[0]
+        Seen([pictures], base.train, "train", parse("size=41"), 0)[0]

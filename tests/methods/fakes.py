@@ -31,6 +31,7 @@ class FakeConfig(Config):
 
 @register("fake", presets={
     "plain": FakeConfig(), "noisy": FakeConfig(noise=0.02), "slow": FakeConfig(wait=0.05),
+    "category": FakeConfig(how="category"),
     "drawn": FakeConfig(how="drawn"),  # predicts with random numbers of the whole process, as a library below may
 })
 class Fake(Detector):
@@ -53,6 +54,8 @@ class Fake(Detector):
         log: dict[str, Any] = {"loss": [1.0, 0.5]}
         if self.config.how == "floor":
             mark(log, "floor", "no better than the mean picture")
+        if self.config.how == "category":
+            log["category"] = self.context.extras["category"]
         return log
 
     def predict(self, batch: Images) -> Prediction:
