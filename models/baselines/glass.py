@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.optim import Adam, AdamW
-from torchvision.transforms.v2 import functional as V
 
 from models.base import Context, Images, ModelError, Prediction, Progress, no_progress
 from models.features import RESNET18, WIDE50, backbone
@@ -236,18 +235,27 @@ def hypersphere(mean: Tensor) -> bool:
     return bool(reach > 12 and max(len(y) / box, len(y) / disk) > 0.21)
 
 
+def _vision() -> Any:
+    """torchvision's operations, imported when the first picture is changed."""
+    from torchvision.transforms.v2 import functional
+
+    return functional
+
+
 def _factor(low: float, high: float, share: Tensor) -> float:
     return low + (high - low) * float(share)
 
 
 OPERATIONS: tuple[Operation, ...] = (  # x [1, 3, h, w] in [0, 1], u [1, 4] in [0, 1)
-    lambda x, u: V.adjust_contrast(x, _factor(0.8, 1.2, u[0, 0])),
-    lambda x, u: V.adjust_brightness(x, _factor(0.8, 1.2, u[0, 0])),
-    lambda x, u: V.adjust_hue(V.adjust_saturation(x, _factor(0.8, 1.2, u[0, 0])), _factor(-0.2, 0.2, u[0, 1])),
+    lambda x, u: _vision().adjust_contrast(x, _factor(0.8, 1.2, u[0, 0])),
+    lambda x, u: _vision().adjust_brightness(x, _factor(0.8, 1.2, u[0, 0])),
+    lambda x, u: _vision().adjust_hue(
+        _vision().adjust_saturation(x, _factor(0.8, 1.2, u[0, 0])), _factor(-0.2, 0.2, u[0, 1])
+    ),
     lambda x, u: x.flip(3),
     lambda x, u: x.flip(2),
-    lambda x, u: V.rgb_to_grayscale(x, 3),
-    lambda x, u: V.autocontrast(x),
+    lambda x, u: _vision().rgb_to_grayscale(x, 3),
+    lambda x, u: _vision().autocontrast(x),
     equalise,
     turn,
 )

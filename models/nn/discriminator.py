@@ -10,7 +10,6 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 # pictures per step, everywhere: that of the authors' run script, with which their figures were made; the text says 4
@@ -56,5 +55,7 @@ def map_and_score(cells: Tensor, size: tuple[int, int], sigma: float) -> tuple[T
     """
     maps = F.interpolate(cells, size, mode="bilinear", align_corners=False)[:, 0].cpu().numpy()
     if sigma > 0:
+        from scipy.ndimage import gaussian_filter
+
         maps = np.stack([gaussian_filter(m, sigma) for m in maps])
     return torch.from_numpy(maps).float(), cells.flatten(1).amax(1).float().cpu()
