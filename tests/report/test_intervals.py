@@ -208,3 +208,16 @@ def test_the_production_tables_show_figures_and_changes(stored):
     wanted = suites.units("production", "shots")
     assert ("padim@resnet18 shots=4", "mvtec_ad", "pill") in wanted and ("padim@resnet18", "mvtec_ad", "pill") in wanted
     assert not any("clean" in spec for spec, _, _ in wanted)
+
+
+def test_the_rule_of_the_image_score_is_told_once_for_all_settings_of_a_method(stored):
+    from benchmarks.report.numbers import tables
+
+    records = []
+    for spec, rule in (("padim@resnet18", "max"), ("patchcore@resnet18", "own")):
+        for setting in ("", "shots=4", "shots=8"):
+            held = stored(spec, "bottle", 2.0)
+            held["protocol"] = {**held["protocol"], "image_score": rule}
+            records.append(under(held, setting) if setting else held)
+    notes = tables.build("production", "shots", records).notes
+    assert "Image score: the method's own for patchcore@resnet18; maximum of the map for padim@resnet18." in notes

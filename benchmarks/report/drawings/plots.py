@@ -160,8 +160,10 @@ def over_settings(shown: Curves, path: Path, *, ylabel: str) -> Path:
             axis.plot(x, [p.value for p in points], f"C{color}o-", markersize=3, linewidth=1.4,
                       label=canvas.plain(method))
             if all(p.interval for p in points):
-                axis.fill_between(x, *np.transpose([p.interval for p in points]), color=f"C{color}", alpha=0.15,
-                                  linewidth=0)
+                low, high = np.transpose([p.interval for p in points])
+                if len(points) == 1:  # a band has no width there
+                    axis.vlines(x, low, high, color=f"C{color}", alpha=0.4, linewidth=4)
+                axis.fill_between(x, low, high, color=f"C{color}", alpha=0.15, linewidth=0)
             if method in shown.clean:
                 axis.axhline(shown.clean[method].value, color=f"C{color}", linestyle="--", linewidth=1)
         ticks = sorted({scale * p.x for points in methods.values() for p in points})
@@ -170,7 +172,7 @@ def over_settings(shown: Curves, path: Path, *, ylabel: str) -> Path:
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
         axis.minorticks_off()
         axis.tick_params(axis="y", labelsize=8)
-        axis.set_title(canvas.plain(panel), fontsize=9)
+        axis.set_title(canvas.plain("these pictures are scored too" if panel == "left" else panel), fontsize=9)
         axis.set_xlabel(label, fontsize=8)
         if k % across == 0:
             axis.set_ylabel(ylabel, fontsize=8)

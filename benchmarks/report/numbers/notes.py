@@ -62,7 +62,7 @@ def measured(cells: Sequence[Cell]) -> list[str]:
         for record in records:
             rule = record["protocol"].get("image_score")
             rules.setdefault("maximum of the map" if rule == "max" else "the method's own", set()).add(
-                spec_of(record)
+                spec_of(record).partition(" ")[0]  # a setting changes the pictures, not the rule
             )
         if len(rules) == 1:
             notes.append(f"Image score: {next(iter(rules))}.")
