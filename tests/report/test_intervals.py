@@ -221,3 +221,19 @@ def test_the_rule_of_the_image_score_is_told_once_for_all_settings_of_a_method(s
             records.append(under(held, setting) if setting else held)
     notes = tables.build("production", "shots", records).notes
     assert "Image score: the method's own for patchcore@resnet18; maximum of the map for padim@resnet18." in notes
+
+
+def test_one_model_for_all_categories_is_no_other_version_of_the_data(stored):
+    from benchmarks.report.numbers import tables
+
+    def notes(*prints):
+        records = [stored(f"{method}@resnet18", "bottle", 2.0) for method, _, _ in prints]
+        for record, (_, setting, made) in zip(records, prints, strict=True):
+            record["unit"] |= {"setting": setting} if setting else {}
+            record["dataset_fingerprint"] = made
+        return [n for n in tables.build("production", "multi_class", records).notes if "versions of the data" in n]
+
+    joint = ("padim", "multi_class", "b")
+    assert not notes(("padim", "", "a"), joint)
+    assert len(notes(("padim", "", "a"), ("patchcore", "", "c"))) == 1
+    assert len(notes(("padim", "", "a"), joint, ("patchcore", "multi_class", "c"))) == 1

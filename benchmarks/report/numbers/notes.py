@@ -72,14 +72,15 @@ def measured(cells: Sequence[Cell]) -> list[str]:
     seeds = sorted({record["unit"]["seed"] for record in records})
     spread = "; mean ± standard deviation over the seeds" if any(cell.sd is not None for cell in cells) else ""
     notes.append(f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}{spread}.")
-    prints: dict[tuple[str, str], set[str]] = {}
+    prints: dict[tuple[str, str, bool], set[str]] = {}
     for record in records:
         if record.get("dataset_fingerprint"):
-            place = (record["unit"]["dataset"], record["unit"]["category"])
+            unit = record["unit"]
+            place = (unit["dataset"], unit["category"], unit.get("setting") == "multi_class")  # those cover all of them
             prints.setdefault(place, set()).add(str(record["dataset_fingerprint"]))
     notes += [
         f"{dataset}/{category}: measured on {len(versions)} versions of the data, which differ."
-        for (dataset, category), versions in sorted(prints.items()) if len(versions) > 1
+        for (dataset, category, _), versions in sorted(prints.items()) if len(versions) > 1
     ]
     remarks = {
         f"{record['unit']['dataset']}/{record['unit']['category']}: {remark}."
