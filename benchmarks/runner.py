@@ -240,7 +240,7 @@ def _run(
         *category.notes, *category.told, *found, *warnings, *told, *scored.notes, *remarks, *unasked,
         *(watch.notes() if watch else ()),
     ]
-    record["features"] = _features(shared.features.stats, lent)
+    record["features"] = _features(shared.features.stats, lent, weights.forms)
     if job.config.precision != "float32":
         record["protocol"]["precision"] = job.config.precision
         record["protocol"]["precision_effect"] = scored.precision_effect
@@ -252,16 +252,18 @@ def _run(
     return record, {**scored.per_image, **scored.curves, **scored.statistics, **series}
 
 
-def _features(stats: Mapping[str, float], lent: Mapping[str, float]) -> dict[str, float]:
+def _features(stats: Mapping[str, float], lent: Mapping[str, float], forms: Mapping[str, str]) -> dict[str, Any]:
     """Pictures that went through a frozen backbone, and those whose features were there already.
 
     saved_s: seconds for all of the latter. lent_fit_s, lent_predict_s: for those that this unit would have computed
-    in a phase had it run alone; they count as its cost (`report.numbers.pool.cost`).
+    in a phase had it run alone; they count as its cost (`report.numbers.pool.cost`). form: of each frozen backbone, by
+    the tag of its weights.
     """
     return {
         "computed": int(stats["computed"]), "reused": int(stats["reused"]), "not_kept": int(stats["full"]),
         "compute_s": round(stats["compute_s"], 4), "saved_s": round(stats["saved_s"], 4),
         **{f"lent_{phase}_s": round(value, 4) for phase, value in lent.items()},
+        **({"form": dict(forms)} if forms else {}),
     }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.base import Images, ModelError
 from models.nn.memory import available, in_parts, may_give_up, note
@@ -26,7 +27,7 @@ WIDE50 = "wide_resnet50_2.tv_in1k"
 STAGES = ("layer1", "layer2", "layer3")
 
 CHUNK = 8  # pictures per pass; fixed, because the cache may only share what was computed in the same batches
-CHANNELS_LAST = ("cuda",)  # devices whose convolutions are faster with channels last
+SAME = 1e-5  # of the range of a layer's features: what folding batch norms may move them by
 PRECISIONS = ("float32", "tf32", "bf16")
 
 _precision: ContextVar[str] = ContextVar("precision", default="float32")
@@ -62,8 +63,11 @@ class _Reached(Exception):
 class Backbone(nn.Module):
     """Frozen network in evaluation mode: [B, 3, h, w] normalised float32 -> {layer: [B, C, h', w']}.
 
-    tag, layers: as given to `backbone`. channels: {layer: C}. identity: hashable, equal for equal weights.
+    tag, layers: as given to `backbone`. channels: {layer: C}. identity: hashable, equal for equal weights. form: how it
+    computes; features of two forms differ in their last digits.
     """
+
+    form = "channels last"
 
     def __init__(self, net: nn.Module, tag: str, layers: Sequence[str]) -> None:
         super().__init__()
@@ -101,8 +105,7 @@ class Backbone(nn.Module):
         low = current_precision() == "bf16"
         if low:
             note("frozen backbone computed in bf16")
-        if x.device.type in CHANNELS_LAST:
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
         with contextlib.suppress(_Reached), torch.autocast(x.device.type, torch.bfloat16, enabled=low):
             self.net(x)
         found = dict(self._found)
@@ -139,12 +142,16 @@ def architecture(tag: str) -> nn.Module:
     raise ModelError(f"unknown network {name!r} in tag {tag!r}{hint}")
 
 
-def backbone(tag: str, layers: Sequence[str], store: WeightStore, device: torch.device | str = "cpu") -> Backbone:
+def backbone(
+    tag: str, layers: Sequence[str], store: WeightStore, device: torch.device | str = "cpu", *, trained: bool = False
+) -> Backbone:
     """Frozen network of `tag` (`resnet18.tv_in1k`) up to the deepest of `layers`, in evaluation mode.
 
     layers: the network's own module names (`layer2`; `features.16` for VGG and SqueezeNet; `blocks.3` for
         EfficientNet). Only the weights those layers need are asked for, so that a partial file may do.
-    In mode 'none' of `store` the weights are random but the same for a tag in every run and method.
+    trained: its weights will be changed, so that its batch norms stay layers of their own.
+    In mode 'none' of `store` the weights are random but the same for a tag in every run and method. `store.forms` is
+    told how it computes.
     Raises ModelError for an unknown network or layer, WeightsError when the weights are missing or do not fit.
     """
     if not layers:
@@ -158,10 +165,10 @@ def backbone(tag: str, layers: Sequence[str], store: WeightStore, device: torch.
     if state is not None:
         load_into(net.net, state, tag)
         net.identity = (tag, store.used[tag]["sha256"])  # type: ignore[index]
-    net = net.to(device)
-    if torch.device(device).type in CHANNELS_LAST:
-        net = net.to(memory_format=torch.channels_last)
-    return net
+    if not trained and torch.device(device).type == "cpu":
+        _fold(net)
+    store.forms[tag] = net.form
+    return net.to(device).to(memory_format=torch.channels_last)
 
 
 def _prune(net: Backbone) -> None:
@@ -175,10 +182,47 @@ def _prune(net: Backbone) -> None:
         handle.remove()
     modules = dict(net.net.named_modules())
     for name, module in modules.items():
-        if module not in ran:
-            parent = modules[name.rpartition(".")[0]]
-            if parent in ran and any(True for _ in module.parameters()):
-                setattr(parent, name.rpartition(".")[2], nn.Identity())
+        if module not in ran and modules[name.rpartition(".")[0]] in ran and any(True for _ in module.parameters()):
+            _put(net, module, nn.Identity())
+
+
+@torch.no_grad()
+def _fold(net: Backbone) -> None:
+    """Take batch norms into the convolutions whose output they are given, where features stay the `SAME`.
+
+    Nothing is folded when a layer asked for is one of these, so that all of a network's layers have one form.
+    """
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+    handles = [
+        module.register_forward_hook(lambda module, inputs, output: calls.append((module, inputs[0], output)))
+        for module in net.net.modules() if type(module) in (nn.Conv2d, nn.BatchNorm2d)  # heirs may do more
+    ]
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    before = net(x)
+    for handle in handles:
+        handle.remove()
+    made = {id(output): module for module, _, output in calls if type(module) is nn.Conv2d}
+    pairs = {made[id(given)]: module for module, given, _ in calls if id(given) in made}
+    asked = {net.net.get_submodule(layer) for layer in net.layers}
+    often = len({module for module, *_ in calls}) < len(calls)
+    if not pairs or often or asked & {*pairs, *pairs.values()}:
+        return
+    swaps = [(conv, fuse_conv_bn_eval(conv, norm)) for conv, norm in pairs.items()]
+    swaps += [(norm, nn.Identity()) for norm in pairs.values()]
+    for old, new in swaps:
+        _put(net, old, new)
+    after = net(x)
+    if all((after[k] - before[k]).abs().max() <= SAME * (before[k].max() - before[k].min()) for k in before):
+        net.form = f"{net.form}, batch norm folded"
+        return
+    for old, new in swaps:
+        _put(net, new, old)
+
+
+def _put(net: Backbone, old: nn.Module, new: nn.Module) -> None:
+    name = next(name for name, module in net.net.named_modules() if module is old)
+    parent, _, child = name.rpartition(".")
+    setattr(net.net.get_submodule(parent), child, new)
 
 
 def room(device: torch.device | str) -> int:
@@ -189,11 +233,11 @@ def room(device: torch.device | str) -> int:
 class FeatureCache:
     """Features of pictures by content, so that methods on one backbone share one pass over a category.
 
-    A key holds the weights' hash, the preprocessing, the precision and the pixels of a chunk of pictures, so that a
-    hit is what the pass would have computed, bit for bit. Features stay where they were computed. At most `limit`
-    bytes are held (None: `room`). When they are full, features of a backbone and preprocessing that no method has asked
-    for since `begin` make room; then nothing more is kept: a sequence read from start to end twice gains from its
-    first part, where dropping the oldest would lose all of it.
+    A key holds the weights' hash, the network's form, the preprocessing, the precision and the pixels of a chunk of
+    pictures, so that a hit is what the pass would have computed, bit for bit. Features stay where they were computed.
+    At most `limit` bytes are held (None: `room`). When they are full, features of a backbone and preprocessing that no
+    method has asked for since `begin` make room; then nothing more is kept: a sequence read from start to end twice
+    gains from its first part, where dropping the oldest would lose all of it.
 
     stats, since `begin`: 'computed' and 'reused' count pictures, 'full' pictures not kept for want of room,
     'compute_s' seconds spent, 'saved_s' seconds that computing the reused ones took before. 'bytes': held now.
@@ -300,7 +344,7 @@ def extract(
             net.most = len(parts[-2][net.layers[0]])
             return {layer: torch.cat([part[layer] for part in parts]) for layer in net.layers}
 
-        group = (net.identity, preprocess, str(device), current_precision())
+        group = (net.identity, net.form, preprocess, str(device), current_precision())
         if cache is None:
             yield compute()
             continue

@@ -45,6 +45,7 @@ class WeightStore:
     substitutes: tag -> file taken for it in every mode, though it holds other weights than the tag names.
     used: tag -> {'sha256': full hex, 'file': base name} or 'untrained', filled by every `load`; a substitute has
         'substitute': True besides.
+    forms: tag -> how a frozen network of these weights computes, filled by `models.features.backbone`.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class WeightStore:
         self.urls = dict(urls or {})
         self.substitutes = dict(substitutes or {})
         self.used: dict[str, dict[str, Any] | str] = {}
+        self.forms: dict[str, str] = {}
         self.directory = None if self.mode in ("auto", "none") else Path(mode)
         if self.directory is not None and not self.directory.is_dir():
             raise WeightsError(f"weights directory {self.directory} does not exist; give a directory, 'auto' or 'none'")

@@ -68,7 +68,8 @@ class UniNet(Trained):
         self.teacher_lr = 1e-4 if category == "transistor" else config.teacher_lr
         bottleneck, student = networks(config.backbone)
         self.source, self.target = (
-            backbone(config.backbone, STAGES, context.weights, context.device) for _ in range(2)
+            backbone(config.backbone, STAGES, context.weights, context.device, trained=trained)
+            for trained in (False, True)
         )
         self.target.net.requires_grad_(True)
         self._trained(target=self.target.net, bottleneck=bottleneck, student=student)

@@ -119,6 +119,7 @@ def _build(spec: str, name: str, config: Config, context: Context) -> Member:
     with _random_state(context.seed, context.device):
         detector = registry.method_class(name)(config, replace(context, weights=store, scratch=scratch))
     context.weights.used.update(store.used)
+    context.weights.forms.update(store.forms)
     return Member(spec, config, detector, dict(store.used))
 
 

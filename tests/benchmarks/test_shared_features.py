@@ -62,6 +62,7 @@ def test_features_are_taken_once_the_record_says_so_and_no_number_changes(root: 
     assert [r["unit"] for r in together] == [r["unit"] for r in apart]
     assert [r["metrics"] for r in together] == [r["metrics"] for r in apart]
     assert together[0]["unit"]["method"] == "padim"
+    assert together[0]["features"]["form"] == {"resnet18.tv_in1k": "channels last, batch norm folded"}
     assert together[0]["features"]["computed"] == 16 and together[0]["features"]["saved_s"] == 0
     for record in together[1:]:
         found = record["features"]

@@ -34,6 +34,11 @@ def weights(tmp_path_factory):
     return folder, net.eval()
 
 
+def near(found, expected):
+    """Within a hundred thousandth of the range."""
+    return (found - expected).abs().max() <= 1e-5 * (expected.max() - expected.min())
+
+
 def pictures(count, seed=0):
     rng = np.random.default_rng(seed)
     return [rng.integers(0, 256, (70, 60 + i, 3), dtype=np.uint8) for i in range(count)]
@@ -49,7 +54,7 @@ def test_features_equal_the_whole_networks(weights):
         first = whole.layer1(y)
         third = whole.layer3(whole.layer2(first))
     assert list(found) == ["layer1", "layer3"]
-    assert torch.equal(found["layer1"], first) and torch.equal(found["layer3"], third)
+    assert near(found["layer1"], first) and near(found["layer3"], third)
     assert net.channels == {"layer1": 64, "layer3": 256}
     assert not any(p.requires_grad for p in net.parameters())
     assert not any(m.training for m in net.train().modules())
@@ -222,16 +227,53 @@ def test_bf16_is_near_float32_kept_apart_and_off_by_default(weights):
         pass
 
 
-def test_channels_last_stays_within_the_backbone(weights, monkeypatch):
-    store, images = WeightStore(weights[0]), pictures(3)
-    (plain,) = extract(backbone(TAG, ["layer1", "layer3"], store), SMALL, images, "cpu")
-    monkeypatch.setattr(features, "CHANNELS_LAST", ("cpu",))
-    net, seen = backbone(TAG, ["layer1", "layer3"], store), []
+def test_channels_last_stays_within_the_backbone(weights):
+    net, seen = backbone(TAG, ["layer1", "layer3"], WeightStore(weights[0])), []
     net.net.layer2.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    (last,) = extract(net, SMALL, images, "cpu")
+    (last,) = extract(net, SMALL, pictures(3), "cpu")
     assert seen[0].is_contiguous(memory_format=torch.channels_last) and not seen[0].is_contiguous()
     assert all(tensor.is_contiguous() for tensor in last.values())
-    torch.testing.assert_close(plain, last, rtol=1e-4, atol=1e-4)
+
+
+def norms(net):
+    return sum(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules())
+
+
+def test_batch_norms_are_folded_into_convolutions_where_nothing_asks_for_them(weights):
+    store, x = WeightStore(weights[0]), torch.randn(2, 3, 64, 64)
+    folded, plain = backbone(TAG, ["layer1", "layer3"], store), backbone(TAG, ["layer1", "layer3"], store, trained=True)
+    assert norms(folded) == 0 and norms(plain) == 15 and plain.form == "channels last" == store.forms[TAG]
+    assert folded.form == "channels last, batch norm folded"
+    found, expected = folded(x), plain(x)
+    assert all(near(found[k], expected[k]) for k in expected) and not torch.equal(found["layer3"], expected["layer3"])
+    for layer in ("bn1", "layer2.0.conv1"):
+        asked = backbone(TAG, [layer, "layer3"], store)
+        assert asked.form == "channels last" and near(asked(x)["layer3"], expected["layer3"])
+
+
+def test_batch_norms_stay_where_the_convolution_has_another_reader(monkeypatch):
+    class Skips(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+            self.bn.running_mean += 1
+            self.end = torch.nn.ReLU()
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.end(self.bn(x) + x)
+
+    monkeypatch.setattr(features, "architecture", lambda tag: Skips())
+    net, x = backbone("skips", ["end"], WeightStore("none")), torch.randn(1, 3, 16, 16)
+    made = net.net.conv(x)
+    assert net.form == "channels last" and near(net(x)["end"], (made + (made - 1) / (1 + 1e-5) ** 0.5).relu())
+
+
+def test_features_of_two_forms_are_kept_apart(weights):
+    store, images, cache = WeightStore(weights[0]), pictures(3), FeatureCache()
+    for trained in (False, True):
+        list(extract(backbone(TAG, ["layer1"], store, trained=trained), SMALL, images, "cpu", cache))
+    assert (cache.stats["computed"], cache.stats["reused"]) == (6, 0)
 
 
 @pytest.mark.real

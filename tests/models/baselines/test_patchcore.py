@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from models.base import ModelError
+from models.features import RESNET18, backbone
 from models.nn.neighbours import knn
-from models.weights import WeightsError
+from models.weights import WeightsError, WeightStore
 from tests.models.baselines.common import authors_features, build, check_fit_predict_seed_and_state, pictures
 
 
@@ -54,7 +55,8 @@ def test_patchcore_preset_anomalib_gives_anomalibs_numbers():
     detector = build("patchcore@anomalib", {"size": "128", "backbone": "resnet18.tv_in1k"})
     detector.fit(pictures(4), None)
     theirs = PatchcoreModel(["layer2", "layer3"], "resnet18", pre_trained=False, num_neighbors=9).eval()
-    missing = theirs.feature_extractor.feature_extractor.load_state_dict(detector.net.net.state_dict(), strict=False)
+    plain = backbone(RESNET18, ["layer2", "layer3"], WeightStore("none"), trained=True).net.state_dict()
+    missing = theirs.feature_extractor.feature_extractor.load_state_dict(plain, strict=False)
     assert not missing.missing_keys
     theirs.memory_bank = detector.bank
     test = pictures(2, 3) + pictures(1, 3, spot=True)
