@@ -131,6 +131,8 @@ def work(pipe: Connection, threads: int, index: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _die_with_parent()
     memory.reuse()
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():  # read when torch is imported, below
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # a thread that spins takes the core of the one that it waits for
     if threads:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ.setdefault(name, str(threads))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from benchmarks.launchers import local, memory, worker
 from benchmarks.plan import Options, make_plan
 from benchmarks.store import Store
 from tests.benchmarks import soak
-from tests.conftest import Cli
+from tests.conftest import REPO, Cli
 
 WAYS = {  # how a unit goes wrong -> words in what is said of it
     "error": "fit: the fake was told to fail",
@@ -93,3 +96,17 @@ def test_what_a_unit_leaves_in_reference_cycles_is_collected_when_the_process_gr
         assert left() is None and memory._settled > 0
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(("own", "spins"), [({}, "0"), ({"GOMP_SPINCOUNT": "77"}, "77")])
+def test_threads_of_a_worker_sleep_while_they_wait_unless_told_otherwise(own: dict[str, str], spins: str) -> None:
+    """As OpenMP itself tells when it is loaded, with torch; what is set after that has no effect."""
+    code = (
+        "import multiprocessing as m; from benchmarks.launchers import worker\n"
+        "ours, theirs = m.Pipe(); ours.send(None); worker.work(theirs, 1, 0)"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_WAIT", "GOMP_"))}
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE", **own}
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=environment,
+                          capture_output=True, text=True, check=True, timeout=300)
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
