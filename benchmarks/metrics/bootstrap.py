@@ -7,6 +7,7 @@ metrics are exact; pixel metrics come from counts over a ladder of thresholds (`
 from __future__ import annotations
 
 import zlib
+from bisect import bisect
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -41,8 +42,14 @@ def evaluate(arrays: Arrays, counts: np.ndarray, wanted: Iterable[str]) -> dict[
     of `Scores`. counts: [draws, n], see `weights`; a row of ones gives the metrics themselves.
     """
     wanted = list(wanted)
-    parts = [_block(arrays, counts[i : i + BLOCK].astype(np.float64), wanted) for i in range(0, len(counts), BLOCK)]
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
+    rows = _cumulated(arrays, wanted)
+    parts = [
+        _block(arrays, rows, counts[i : i + BLOCK].astype(np.float64), wanted) for i in range(0, len(counts), BLOCK)
+    ]
+    out = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
+    if rows:
+        out |= _below_curves(arrays, rows, counts.astype(np.float64), wanted)
+    return {key: out[key] for key in wanted if key in out}
 
 
 def intervals(
@@ -79,11 +86,12 @@ def interval(draws: np.ndarray, pictures: int, kinds: int, level: float = LEVEL)
     return float(low), float(high)
 
 
-def _block(arrays: Arrays, counts: np.ndarray, wanted: list[str]) -> dict[str, np.ndarray]:
+def _block(arrays: Arrays, rows: Arrays, counts: np.ndarray, wanted: list[str]) -> dict[str, np.ndarray]:
     out = _images(arrays, counts, wanted)
-    if "ladder.background" in arrays:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            out |= _pixels(arrays, counts, wanted)
+    if rows and {"pixel_ap", "pixel_f1max"} & set(wanted):
+        hits = counts[:, arrays["ladder.marked"]] @ rows["hits"][:, 1:]
+        found = _precision(hits, counts @ rows["background"][:, 1:], arrays["ladder.steps"])
+        out |= {f"pixel_{key}": values for key, values in found.items()}
     return out
 
 
@@ -99,14 +107,15 @@ def _images(arrays: Arrays, counts: np.ndarray, wanted: list[str]) -> dict[str, 
         if name not in arrays:  # of a record made before it was kept
             continue
         scores = arrays[name].astype(np.float64)
-        if not any(key.partition("/")[0] in keys for key in wanted) or not np.isfinite(scores).all():
+        keys = [key for key in keys if any(key == one.partition("/")[0] for one in wanted)]
+        if not keys or not np.isfinite(scores).all():
             continue
         parts = {"": np.ones(label.size, bool)}
         if loco:
             parts |= {short: (kind == long) | ~label for short, long in TYPES.items()}
         for part, chosen in parts.items():
-            values = _by_score(label[chosen], scores[chosen], counts[:, chosen])
-            out |= {f"{key}/{part}" if part else key: v for key, v in zip(keys, values, strict=True)}
+            values = _by_score(label[chosen], scores[chosen], counts[:, chosen], keys)
+            out |= {f"{key}/{part}" if part else key: v for key, v in values.items()}
         for key in keys if loco else ():
             out[f"{key}/pooled"] = out[key]
             out[f"{key}/mean"] = (out[f"{key}/logical"] + out[f"{key}/structural"]) / 2
@@ -115,12 +124,25 @@ def _images(arrays: Arrays, counts: np.ndarray, wanted: list[str]) -> dict[str, 
     return {key: out[key] for key in wanted if key in out}
 
 
-def _by_score(label: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, ...]:
-    order = np.argsort(-scores)
-    last = np.append(np.flatnonzero(np.diff(scores[order])), scores.size - 1)  # of each group of equal scores
-    ordered, marked = counts[:, order], label[order]
-    hits = np.cumsum(ordered * marked, axis=1)[:, last]
-    return _ranked(hits, np.cumsum(ordered * ~marked, axis=1)[:, last])
+def _by_score(
+    label: np.ndarray, scores: np.ndarray, counts: np.ndarray, keys: list[str]
+) -> dict[str, np.ndarray]:
+    out: dict[str, np.ndarray] = {}
+    for key in keys:
+        if key.startswith("image_auroc"):
+            bad, good = scores[label], scores[~label][:, None]
+            drawn, others = counts[:, ~label], counts[:, label]
+            wins = _pairs(drawn, 2.0 * (bad > good) + (bad == good), others)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                out[key] = wins / (2 * drawn.sum(axis=1) * others.sum(axis=1))
+    if len(out) < len(keys):
+        order = np.argsort(-scores)
+        last = np.append(np.flatnonzero(np.diff(scores[order])), scores.size - 1)  # of each group of equal scores
+        ordered, marked = counts[:, order], label[order]
+        hits = np.cumsum(ordered * marked, axis=1)[:, last]
+        found = _precision(hits, np.cumsum(ordered * ~marked, axis=1)[:, last])
+        out |= {key: found["ap" if key.startswith("image_ap") else "f1max"] for key in keys if key not in out}
+    return out
 
 
 def _at_threshold(label: np.ndarray, found: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -133,8 +155,13 @@ def _at_threshold(label: np.ndarray, found: np.ndarray, counts: np.ndarray) -> d
         }
 
 
-def _ranked(hits: np.ndarray, alarms: np.ndarray, steps: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
-    """AUROC, AP and F1-max from counts [draws, thresholds] not below each threshold, the last ones of all.
+def _pairs(weights: np.ndarray, table: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """[draws]: sums of a table [n, m] over rows and columns, drawn so often: weights [draws, n], others [draws, m]."""
+    return np.einsum("dm,dm->d", weights @ table, others)
+
+
+def _precision(hits: np.ndarray, alarms: np.ndarray, steps: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """`ap` and `f1max` from counts [draws, thresholds] not below each threshold, the last ones of all.
 
     steps: bool [thresholds], where AP is the step-wise sum because what lies from the threshold before on has one
     score; None: everywhere. Elsewhere hits and alarms rise together on a straight line, and AP is the integral of
@@ -145,7 +172,6 @@ def _ranked(hits: np.ndarray, alarms: np.ndarray, steps: np.ndarray | None = Non
     rise = h1 - h0
     bad, good = h1[:, -1], f1[:, -1]
     with np.errstate(divide="ignore", invalid="ignore"):
-        auroc = np.sum((f1 - f0) * (h0 + h1), axis=1) / (2 * bad * good)
         f1max = np.max(np.nan_to_num(2 * h1 / (bad[:, None] + h1 + f1)), axis=1)
         area = rise * h1 / (h1 + f1)
         if steps is not None:
@@ -156,7 +182,7 @@ def _ranked(hits: np.ndarray, alarms: np.ndarray, steps: np.ndarray | None = Non
             area = np.where(steps, area, np.where(h0 + f0 > 0, line, rise / slope))
         ap = np.sum(np.where(rise > 0, area, 0.0), axis=1) / bad
     f1max[~((bad > 0) & (good > 0))] = np.nan
-    return auroc, ap, f1max
+    return {"ap": ap, "f1max": f1max}
 
 
 def _before(values: np.ndarray) -> np.ndarray:
@@ -166,31 +192,35 @@ def _before(values: np.ndarray) -> np.ndarray:
 # Pixels
 
 
-def _pixels(arrays: Arrays, counts: np.ndarray, wanted: list[str]) -> dict[str, np.ndarray]:
-    def summed(rows: str, of: np.ndarray, pictures: np.ndarray | None = None) -> np.ndarray:
-        """[draws, K + 1]: the drawn sum of the rows that are `of` these pictures, not below each threshold."""
-        held = arrays[f"ladder.{rows}"] if pictures is None else arrays[f"ladder.{rows}"][pictures]
-        return np.cumsum(counts[:, of] @ held.astype(np.float64), axis=1)
+def _cumulated(arrays: Arrays, wanted: list[str]) -> dict[str, np.ndarray]:
+    """float64 [rows, 1 + K + 1] by statistic: 0, then what each row has not below each threshold.
 
+    Empty where no pixel metric is wanted or stored.
+    """
+    if "ladder.background" not in arrays or all(key.startswith("image_") for key in wanted):
+        return {}
+    return {
+        name: np.pad(np.cumsum(arrays[f"ladder.{name}"].astype(np.float64), axis=1), ((0, 0), (1, 0)))
+        for name in ("background", "hits", "overlap", "spro_overlap") if f"ladder.{name}" in arrays
+    }
+
+
+def _below_curves(arrays: Arrays, rows: Arrays, counts: np.ndarray, wanted: list[str]) -> dict[str, np.ndarray]:
+    """What is an area below a curve: AUROC, AUPRO, AUsPRO of pixels."""
     out: dict[str, np.ndarray] = {}
-    every, marked = np.arange(counts.shape[1]), arrays["ladder.marked"]
-    pixel = [key for key in wanted if key.startswith("pixel_")]
-    areas = [key for key in wanted if key.startswith("aupro@")]
-    if pixel or areas:
-        background = summed("background", every)
-    if pixel:
-        found = _ranked(summed("hits", marked), background, arrays["ladder.steps"])
-        out |= dict(zip(("pixel_auroc", "pixel_ap", "pixel_f1max"), found, strict=True))
-    if areas:
-        overlap = summed("overlap", marked) / (counts[:, marked] @ arrays["ladder.regions"])[:, None]
-        for key in areas:
-            out[key] = area(background / background[:, -1:], overlap, float(key.partition("@")[2]))
-    if "ladder.spro_overlap" in arrays and any(key.startswith("auspro@") for key in wanted):
-        out |= _auspro(arrays, counts, summed, wanted)
-    return {key: out[key] for key in wanted if key in out}
+    background, marked = rows["background"], counts[:, arrays["ladder.marked"]]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if "pixel_auroc" in wanted:
+            out["pixel_auroc"] = area(counts, background, marked, rows["hits"], 1.0) / (marked @ rows["hits"][:, -1])
+        for key in (key for key in wanted if key.startswith("aupro@")):
+            held = area(counts, background, marked, rows["overlap"], float(key.partition("@")[2]))
+            out[key] = held / (marked @ arrays["ladder.regions"])
+        if "spro_overlap" in rows and any(key.startswith("auspro@") for key in wanted):
+            out |= _auspro(arrays, rows, counts, wanted)
+    return out
 
 
-def _auspro(arrays: Arrays, counts: np.ndarray, summed, wanted: list[str]) -> dict[str, np.ndarray]:  # type: ignore[no-untyped-def]
+def _auspro(arrays: Arrays, rows: Arrays, counts: np.ndarray, wanted: list[str]) -> dict[str, np.ndarray]:
     kind = arrays["kind"].astype(str)
     owner, name, regions = (arrays[f"ladder.spro_{key}"] for key in ("picture", "name", "regions"))
     limits = sorted({key.partition("@")[2].partition("/")[0] for key in wanted if key.startswith("auspro@")})
@@ -198,13 +228,12 @@ def _auspro(arrays: Arrays, counts: np.ndarray, summed, wanted: list[str]) -> di
     sums: dict[str, list[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]] = {}
     for short, long in TYPES.items():
         pictures = np.flatnonzero((kind == "good") | (kind == long))
-        background = summed("background", pictures, pictures)
-        rate = background / background[:, -1:]
         of_type = kind[owner] == long
         for defect in sorted(set(name[of_type].tolist())):
-            rows = np.flatnonzero(of_type & (name == defect))
-            total, held = counts[:, owner[rows]] @ regions[rows], summed("spro_overlap", owner[rows], rows)
-            each = {limit: area(rate, held, float(limit)) for limit in limits}
+            of = np.flatnonzero(of_type & (name == defect))
+            drawn = counts[:, owner[of]]
+            total, below = drawn @ regions[of], (counts[:, pictures], rows["background"][pictures])
+            each = {limit: area(*below, drawn, rows["spro_overlap"][of], float(limit)) for limit in limits}
             sums.setdefault(defect, []).append((total, of_type, each))
             sums.setdefault(f"/{short}", []).append((total, of_type, each))
         for limit in limits:
@@ -223,11 +252,27 @@ def _auspro(arrays: Arrays, counts: np.ndarray, summed, wanted: list[str]) -> di
     return out
 
 
-def area(rate: np.ndarray, overlap: np.ndarray, limit: float) -> np.ndarray:
-    """[draws]: area below overlap over the false positive rate, both [draws, K], from (0, 0) up to the limit, divided
-    by it. At the limit the curve is interpolated."""
-    x0, y0 = _before(rate), _before(overlap)
-    width = rate - x0
-    reach = np.clip(limit - x0, 0, width)
+def area(
+    weights: np.ndarray, background: np.ndarray, others: np.ndarray, overlap: np.ndarray, limit: float
+) -> np.ndarray:
+    """[draws]: area below the overlap over the false positive rate, from (0, 0) up to the limit, divided by it.
+
+    Rows of `_cumulated` and how often draws hold them: weights [draws, n] of background [n, K], others [draws, m] of
+    overlap [m, K]. At the limit the curve is interpolated. Segments that lie below it in every draw are sums over pairs
+    of rows; only those around it are made draw by draw.
+    """
+    total = weights @ background[:, -1]
+
+    def rate(k: int) -> np.ndarray:
+        return weights @ background[:, k] / total
+
+    size = background.shape[1]
+    whole = bisect(range(size), 0, key=lambda k: bool((rate(k) > limit).any())) - 1  # the last that none has passed
+    end = bisect(range(size), 0, key=lambda k: not (rate(k) < limit).any())  # the first that all have reached
+    table = np.diff(background[:, : whole + 1]) @ (overlap[:, :whole] + overlap[:, 1 : whole + 1]).T
+    below = _pairs(weights, table, others) / (2 * total)
+    x, y = weights @ background[:, whole : end + 1] / total[:, None], others @ overlap[:, whole : end + 1]
+    width = np.diff(x)
+    reach = np.clip(limit - x[:, :-1], 0, width)
     share = np.divide(reach, width, out=np.zeros_like(reach), where=width > 0)
-    return np.sum(reach * (y0 + (overlap - y0) * share / 2), axis=1) / limit
+    return (below + np.sum(reach * (y[:, :-1] + np.diff(y) * share / 2), axis=1)) / limit

@@ -324,6 +324,8 @@ class Ranks:
             return results
 
         size = max(1, min(64, len(items) // (2 * WORKERS)))
+        if sum(piece.keys.size for piece in items) < PIECE:
+            size = len(items) or 1
         batches = [items[i : i + size] for i in range(0, len(items), size)]
         for results in self._ordered(batch_of, batches):
             yield from results

@@ -23,7 +23,7 @@ from datasets.catalog import OFFICIAL
 
 METRICS = ("image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "aupro@0.01",
            "aupro@0.05", "aupro@0.1", "aupro@0.3", "aupro@1")
-TEST = 100
+TEST, GOOD, RUNGS = 100, 30, 1000
 
 
 def record(method: str, category: str, seed: int, rng: np.random.Generator) -> dict:
@@ -34,7 +34,8 @@ def record(method: str, category: str, seed: int, rng: np.random.Generator) -> d
         "metrics": dict(zip(METRICS, map(float, rng.random(len(METRICS))), strict=True)),
         "protocol": {"metric_version": 1, "metric_size": "original", "image_score": "max", "limits": [0.3]},
         "images": {
-            "train": 200, "validation": 0, "test": TEST, "test_good": 30, "test_anomalous": 70, "sizes": "256x256",
+            "train": 200, "validation": 0, "test": TEST, "test_good": GOOD, "test_anomalous": TEST - GOOD,
+            "sizes": "256x256",
         },
         "timing": {"build_s": 1.0, "fit_s": 10.0, "predict_s": 5.0, "total_s": 17.0, "images_per_s": 12.0},
         "memory": {"peak_host_mb": 900.0, "peak_device_mb": None}, "config": {"epochs": 3, "layers": ["a", "b"]},
@@ -44,16 +45,28 @@ def record(method: str, category: str, seed: int, rng: np.random.Generator) -> d
     }
 
 
+def ladder(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Counts of pixels over thresholds, of the shapes that a run keeps for intervals."""
+    marked = np.arange(GOOD, TEST, dtype=np.int32)
+    hits = rng.poisson(np.geomspace(8, 0.1, RUNGS + 1), (marked.size, RUNGS + 1)).astype(np.uint32)
+    return {
+        "thresholds": np.linspace(1, 0, RUNGS), "steps": np.ones(RUNGS + 1, bool), "marked": marked, "hits": hits,
+        "background": rng.poisson(np.geomspace(0.1, 400, RUNGS + 1), (TEST, RUNGS + 1)).astype(np.uint32),
+        "overlap": (hits / hits.sum(axis=1, keepdims=True)).astype(np.float32),
+        "regions": np.ones(marked.size, np.int32),
+    }
+
+
 def make(root: Path, count: int, pictures: int) -> None:
     """Write `count` records with scores and curves, and `pictures` anomaly maps, eight a unit."""
     import tifffile
 
     rng = np.random.default_rng(0)
     store = Store(root)
-    names = np.array([f"{'good' if i < 30 else 'cut'}/{i:03d}" for i in range(TEST)])
-    label = (np.arange(TEST) >= 30).astype(np.int8)
+    names = np.array([f"{'good' if i < GOOD else 'cut'}/{i:03d}" for i in range(TEST)])
+    label = (np.arange(TEST) >= GOOD).astype(np.int8)
     x = np.linspace(0, 1, 200)
-    left = pictures
+    left, counts = pictures, {f"ladder.{key}": values for key, values in ladder(rng).items()}
     for i in range(count):
         category = list(OFFICIAL["mvtec_ad"])[i % 15]
         made = record(f"method{i // 45}", category, i // 15 % 3, rng)
@@ -62,9 +75,9 @@ def make(root: Path, count: int, pictures: int) -> None:
         path = folder / f"seed{i // 15 % 3}-0123456789.json"
         made["images"]["scores"] = path.with_suffix(".npz").name
         path.write_text(json.dumps(made))
-        np.savez_compressed(
-            path.with_suffix(".npz"), name=names, label=label, kind=np.array([n.partition("/")[0] for n in names]),
-            score=(rng.random(TEST) + label).astype(np.float32),
+        np.savez(  # not compressed, which would take longer than the report
+            path.with_suffix(".npz"), **counts, name=names, label=label,
+            kind=np.array([n.partition("/")[0] for n in names]), score=(rng.random(TEST) + label).astype(np.float32),
             **{"curve.pixel": np.stack([x, x**0.1]).astype(np.float32)},
             **{"curve.pro": np.stack([x, x**0.3]).astype(np.float32)},
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +30,17 @@ def arrays_of(record: Record, *, counts: bool = False) -> dict[str, np.ndarray]:
     name = (record.get("images") or {}).get("scores")
     if not name or not record.get("path"):
         return {}
+    path = Path(record["path"]).parent / Path(name).name
     try:
-        with np.load(Path(record["path"]).parent / Path(name).name, allow_pickle=False) as held:
-            arrays = {key: held[key] for key in held.files if counts or not key.startswith(LADDER)}
+        return dict(_read(path, path.stat().st_mtime_ns, counts))
     except (OSError, ValueError, KeyError, EOFError):
         return {}
+
+
+@lru_cache(maxsize=1)  # a unit's misses and charts come from one file
+def _read(path: Path, changed: int, counts: bool) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as held:
+        arrays = {key: held[key] for key in held.files if counts or not key.startswith(LADDER)}
     return arrays if set(NEEDED) <= set(arrays) else {}
 
 

@@ -79,17 +79,26 @@ def drawn(record: Record, metric: str) -> Drawn | str:
 
 @lru_cache(maxsize=4096)
 def _drawn(path: str, metric: str, exact: float, finished: str, place: str) -> Drawn | str:
-    arrays = arrays_of({"images": {"scores": path}, "path": path}, counts=True) if path else {}
+    beside = {"images": {"scores": path}, "path": path}
+    arrays = arrays_of(beside, counts=not metric.startswith("image_")) if path else {}
     if not arrays:
         return "no scores beside the record"
     kinds = arrays["kind"].astype(str)
-    counts = bootstrap.weights(arrays["name"], kinds, seed=zlib.crc32(place.encode()))
-    found = bootstrap.evaluate(arrays, np.vstack([np.ones((1, kinds.size)), counts]), [metric]).get(metric)
+    names = arrays["name"].astype(str)
+    counts = _counts(tuple(names.tolist()), tuple(kinds.tolist()), zlib.crc32(place.encode()))
+    found = bootstrap.evaluate(arrays, counts, [metric]).get(metric)
     if found is None:
         return f"the record keeps no counts for {metric}; run the unit again with --force to get its interval"
-    pictures = tuple(f"{kind}/{name}" for kind, name in zip(kinds, arrays["name"].astype(str), strict=True))
+    pictures = tuple(f"{kind}/{name}" for kind, name in zip(kinds, names, strict=True))
     return Drawn(found[1:] + (exact - found[0]), pictures, int(arrays["label"].astype(int).sum()),
                  len(set(kinds.tolist())))
+
+
+@lru_cache(maxsize=32)  # a table goes through the same categories for each of its methods
+def _counts(names: tuple[str, ...], kinds: tuple[str, ...], seed: int) -> np.ndarray:
+    """int16 [1 + draws, n]: every picture once, then `bootstrap.weights`."""
+    drawn = bootstrap.weights(np.array(names), np.array(kinds), seed=seed)
+    return np.vstack([np.ones((1, len(kinds))), drawn]).astype(np.int16)
 
 
 def add(table: Table) -> None:

@@ -46,9 +46,11 @@ def method_pages(found: Pool, out: Path, pictures: Pictures) -> list[Page]:
         page = Page(spec, f"methods/{number:02d}-{safe}.html", records)
         configs: dict[str, dict[str, Any]] = {}
         machines: dict[str, dict[str, Any]] = {}
-        units = [_unit(i, record, out, configs, machines, pictures) for i, record in enumerate(records)]
-        for i, (unit, record) in enumerate(zip(units, records, strict=True)):
-            unit["charts"] = _charts(record, out / "charts" / f"{number}-{i}.svg")
+        units = [
+            _unit(i, record, configs, machines, pictures)
+            | {"charts": _charts(record, out / "charts" / f"{number}-{i}.svg")}
+            for i, record in enumerate(records)
+        ]
         common = {unit["protocol"] for unit in units}
         if len(common) == 1:
             for unit in units:
@@ -95,7 +97,7 @@ def _tables(found: Pool, spec: str, records: Sequence[Record]) -> list[dict[str,
 
 
 def _unit(
-    number: int, record: Record, out: Path, configs: dict[str, dict[str, Any]], machines: dict[str, dict[str, Any]],
+    number: int, record: Record, configs: dict[str, dict[str, Any]], machines: dict[str, dict[str, Any]],
     pictures: Pictures,
 ) -> dict[str, Any]:
     environment = dict(record.get("environment") or {})
