@@ -106,7 +106,7 @@ def compare(
 ) -> DataFrame:
     """Methods against each other per category, from stored records; without `metric` by the usual three."""
     specs, wanted = ["@".join(registry.parse(name)) for name in _names(methods)], list(map(name_of, _names(datasets)))
-    found = pool(r for r in stored(results)[0] if r["unit"]["dataset"] in wanted)
+    found = pool(on(stored(results)[0], wanted))
     return _long([one.table for one in comparisons(found, specs, [metric] if metric else None, mixed)])
 
 
@@ -159,9 +159,29 @@ def launch(
 
 
 def stored(results: Path | str) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The newest record of each unit, and files that cannot be read -> why."""
-    store = Store(Path(results))
+    """The newest record of each unit, and files that cannot be read -> why.
+
+    Raises UsageError for a folder that is not there, unless it is the default one, which the first run makes.
+    """
+    store = existing(Path(results))
     return latest(store.records()), store.broken
+
+
+def existing(results: Path) -> Store:
+    """The store of a folder to read. Raises UsageError as `stored` does."""
+    if not results.is_dir() and (results.exists() or results != Options.results):
+        raise UsageError(f"--results {results}: no such folder; it should be one that a run has written to")
+    return Store(results)
+
+
+def on(found: Sequence[dict[str, Any]], datasets: Sequence[str]) -> list[dict[str, Any]]:
+    """Those of the records that are on these datasets. Raises UsageError for a dataset that has none."""
+    known = sorted({record["unit"]["dataset"] for record in found})
+    for name in datasets:
+        if name not in known:
+            raise UsageError(f"no record on {name}{near(name, known)}; run it first (there are records on "
+                             f"{', '.join(known) or 'nothing'})")
+    return [record for record in found if record["unit"]["dataset"] in datasets]
 
 
 def build_table(

@@ -19,6 +19,8 @@ from benchmarks.report.numbers.pool import Pool, cost, device_of, spec_of
 from benchmarks.report.text import csv_text
 from benchmarks.store import write_atomic
 
+CARD = "---\npretty_name: Records of industrial visual anomaly detection\n"
+"""How the card of a dataset begins."""
 PARAM_LENGTH = 6000  # of a value that MLflow takes
 
 
@@ -47,16 +49,25 @@ def parquet(found: Pool, out: str) -> tuple[int, str]:
 
 def hugging_face(found: Pool, out: str) -> tuple[int, str]:
     """`records.csv` and the card (README.md) of a dataset that can be uploaded as it is; no picture is in it."""
-    write_atomic(Path(out) / "README.md", _card(found).encode())
+    card = Path(out) / "README.md"
+    if card.exists() and not card.read_bytes().startswith(CARD.encode()):
+        raise UsageError(f"--out {out}: holds a README.md that no export wrote; name an empty folder")
+    write_atomic(card, _card(found).encode())
     return csv(found, str(Path(out) / "records.csv"))
 
 
 def mlflow(found: Pool, out: str) -> tuple[int, str]:
     """A run for each unit in an experiment for each dataset; a unit that is there already is not added again.
 
-    out: a folder for a file store, or a tracking URI. '@' in names of metrics becomes '_at_', since MLflow takes none.
+    out: a folder for a file store, new or with one in it, or a tracking URI. '@' in names of metrics becomes '_at_',
+    since MLflow takes none.
     Raises UsageError where the store cannot be used.
     """
+    held = Path(out)
+    if "://" not in out and held.exists() and (
+        not held.is_dir() or (any(held.iterdir()) and not (held / ".trash").is_dir())
+    ):
+        raise UsageError(f"--out {out}: is no file store of MLflow; name an empty folder")
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # else MLflow 3 refuses a folder
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param, RunTag
@@ -64,16 +75,16 @@ def mlflow(found: Pool, out: str) -> tuple[int, str]:
 
     try:
         client = MlflowClient(out if "://" in out else Path(out).resolve().as_uri())
-        held: dict[str, set[str]] = {}
+        known: dict[str, set[str]] = {}
         added = 0
         for record in _records(found):
             unit = record["unit"]
             experiment = client.get_experiment_by_name(unit["dataset"])
             key = experiment.experiment_id if experiment else client.create_experiment(unit["dataset"])
-            if key not in held:
-                held[key] = {run.data.tags.get("record", "") for run in _runs(client, key)}
+            if key not in known:
+                known[key] = {run.data.tags.get("record", "") for run in _runs(client, key)}
             tags = _tags(record)
-            if tags["record"] in held[key]:
+            if tags["record"] in known[key]:
                 continue
             at = _milliseconds(record)
             name = f"{spec_of(record)} {unit['category']} seed {unit['seed']}"
@@ -162,7 +173,7 @@ def _card(found: Pool) -> str:
                                         (10**6, "100K<n<1M"), (10**12, "n>1M"))
                 if sum(len(r["metrics"]) for r in records) < most)
     lines = [
-        "---", "pretty_name: Records of industrial visual anomaly detection", "tags:", "- anomaly-detection",
+        *CARD.splitlines(), "tags:", "- anomaly-detection",
         "- benchmark", "size_categories:", f"- {size}", "configs:", "- config_name: default",
         "  data_files: records.csv", "---", "",
         "# Records of industrial visual anomaly detection", "",

@@ -8,6 +8,7 @@ Records of one unit are ordered by their time of finishing, and a clock that jum
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -50,8 +51,10 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
         raise StoreError(
-            f"cannot write {path}: {error.strerror or error}; free some space there or choose another --results DIR"
+            f"cannot write {path}: {error.strerror or error}; "
+            + ("free some space there or choose another --results DIR" if full else "choose another place for it")
         ) from error
 
 

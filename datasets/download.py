@@ -46,6 +46,8 @@ class Archive(NamedTuple):
     suffix: str = ".tar.xz"
 
 
+DRAWN = ("demo", "demo_loco", "demo_flat_connector")
+"""What the command `download` draws itself."""
 ARCHIVES = {
     "mvtec_ad": Archive(
         "https://www.mydrive.ch/shares/150996/b52ecdcbf521176e9db9c731f2304b27/download/420938113-1629960298/"
@@ -106,9 +108,8 @@ def download(
             f"{Path(data_root) / dataset}, so that `run_benchmark.py list datasets` finds it"
         )
     if dataset not in ARCHIVES:
-        raise DatasetError(
-            f"{dataset!r} cannot be downloaded{near(dataset, ARCHIVES)}; known: {', '.join(ARCHIVES)}"
-        )
+        known = [*ARCHIVES, *DRAWN]
+        raise DatasetError(f"{dataset!r} cannot be downloaded{near(dataset, known)}; known: {', '.join(known)}")
     official = ARCHIVES[dataset]
     url, sha256 = url or official.url, (sha256 or official.sha256).lower()
     if not url.startswith(("http://", "https://")):

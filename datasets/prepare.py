@@ -72,7 +72,8 @@ def prepare(
         found = _annotated(source, annotations, unannotated, remarks)
     good = [p for p in found if p.kind == "good"]
     if len(good) < 2:
-        raise DatasetError(f"{source}: {len(good)} good pictures; training needs one at least, and the test another")
+        few = "one good picture" if good else "no good picture"
+        raise DatasetError(f"{source}: {few}; training needs one at least, and the test another")
     count = test_good or max(len(good) // 5, 1)
     if count >= len(good):
         raise DatasetError(f"{count} good pictures for the test of {len(good)} leave none for training")

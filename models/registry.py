@@ -121,7 +121,7 @@ def parse(spec: str) -> tuple[str, str]:
 
     Raises ModelError with near names when the method or the preset is unknown.
     """
-    name, _, preset = spec.partition("@")
+    name, at, preset = spec.partition("@")
     if name.startswith("anomalib/") and name != "anomalib/":
         if preset and preset != "default":
             raise ModelError(f"{name} has the one preset 'default', not {preset!r}; use --set field=value")
@@ -129,7 +129,7 @@ def parse(spec: str) -> tuple[str, str]:
     known = entries()
     if name not in known:
         raise ModelError(f"unknown method {name!r}{near(name, known)}; `run_benchmark.py list methods` shows all")
-    if preset and preset not in known[name].presets:
+    if at and preset not in known[name].presets:
         raise ModelError(
             f"method {name!r} has no preset {preset!r}{near(preset, known[name].presets)}; "
             f"it has {', '.join(known[name].presets)}"

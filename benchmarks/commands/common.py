@@ -16,6 +16,11 @@ DEMO_DATASETS = ("demo", "demo_loco")
 DEMO_FOLDER = "demo_data"
 """Where the command `demo` draws them, below --results."""
 
+DATA_ROOT = Path("data")
+READING = ("list", "show", "table", "compare", "report", "figure")
+"""Commands that only look at what is under --data-root: to them a mistyped one would look like an empty one."""
+
+
 class Version(argparse.Action):
     """Print the versions that a report of a fault needs, and end."""
 
@@ -57,33 +62,43 @@ class Parser(argparse.ArgumentParser):
         """Print `error: ...` and exit with 2."""
         from datasets.sources import near
 
-        options = self.options()
+        options, given = self._in_use()
+        unknown = next((word for word in given if word.startswith("--") and not self._known(word, options)), "")
         if found := re.fullmatch(r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message):
             known = re.findall(r"'([^']*)'", found[3])
             what = "command" if found[1] == "COMMAND" else found[1]
             hint = near(found[2], known)
             message = f"{what} {found[2]!r} is unknown{f'{hint} T' if hint else '; t'}here are {', '.join(known)}"
-        elif found := re.fullmatch(r"unrecognized arguments: (.+)", message):
-            word = found[1].split()[0]
-            message = f"unknown argument {word!r}{near(word.partition('=')[0], options)}"
+        elif found := re.fullmatch(r"(?:unrecognized arguments|the following arguments are required): (.+)", message):
+            word = unknown or found[1].split()[0]
+            if unknown or message.startswith("unrec"):
+                message = f"unknown argument {word!r}{near(word.partition('=')[0], options)}"
         say(f"error: {message} (`{self.prog} --help` shows all)")
         raise SystemExit(2)
 
-    def options(self) -> list[str]:
-        """The flags of this command, or of all commands."""
-        below = [
-            parser for action in self._actions if isinstance(action, argparse._SubParsersAction)
-            for parser in action.choices.values()
-        ]
-        own = {flag for parser in (self, *below) for flag in parser._option_string_actions}
-        return sorted(flag for flag in own if flag.startswith("--"))
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; keeps what was typed, for `error`."""
+        self._given = list(args or ())
+        return super().parse_known_args(args, namespace)
+
+    def _in_use(self) -> tuple[list[str], list[str]]:
+        """The flags of the command that was typed, and what was typed."""
+        given: list[str] = getattr(self, "_given", [])
+        below = [a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        parser = below[0].get(given[0], self) if below and given else self
+        return sorted(flag for flag in parser._option_string_actions if flag.startswith("--")), given
+
+    @staticmethod
+    def _known(word: str, options: Sequence[str]) -> bool:
+        name = word.partition("=")[0]
+        return name == "--" or any(flag.startswith(name) for flag in options)  # argparse takes the beginning of a flag
 
 
 @cache
 def places() -> argparse.ArgumentParser:
     """--data-root and --results, which every command has."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--data-root", type=Path, default=Path("data"), metavar="DIR",
+    parser.add_argument("--data-root", type=Path, default=DATA_ROOT, metavar="DIR",
                         help="folder with mvtec_ad/, mvtec_loco/ or own datasets, or the folder of categories (data)")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR",
                         help="records and tables go here (results)")
@@ -153,6 +168,8 @@ def _execute(args: argparse.Namespace) -> int:
     from models.base import ModelError
 
     try:
+        if args.command in READING and args.data_root != DATA_ROOT and not args.data_root.is_dir():
+            raise UsageError(f"--data-root {args.data_root}: no such folder")
         return args.run(args)
     except (UsageError, DatasetError, ModelError, ReportError, SuiteError) as error:
         say(f"error: {error}")

@@ -21,11 +21,11 @@ def add_check(commands: Any) -> None:
 
 def check(args: argparse.Namespace) -> int:
     """Every stored score against the records."""
-    from benchmarks import regression
-    from benchmarks.store import Store, write_atomic
+    from benchmarks import api, regression
+    from benchmarks.store import write_atomic
 
     baseline = regression.read_baseline(args.baseline)
-    lines = regression.compare(baseline, Store(args.results).records())
+    lines = regression.compare(baseline, api.existing(args.results).records())
     code = regression.exit_code(lines)
     text = regression.summary(lines) + "\n\n" + regression.table(lines)
     print(text.strip())
@@ -50,16 +50,12 @@ def add_baseline(commands: Any) -> None:
 
 def baseline(args: argparse.Namespace) -> int:
     """Bands from the records of several seeds."""
-    from benchmarks import regression
+    from benchmarks import api, regression
     from benchmarks.report.numbers.pool import spec_of
     from benchmarks.store import write_atomic
 
     wanted = specs(args.methods)
-    records = [
-        r for r in stored(args)
-        if r["unit"]["dataset"] in names(args)
-        and (not wanted or spec_of(r) in wanted)
-    ]
+    records = [r for r in api.on(stored(args), names(args)) if not wanted or spec_of(r) in wanted]
     made = regression.make_baseline(records, _command(records, args.datasets))
     write_atomic(args.out, regression.encode(made))
     print(f"{args.out}: {len(made['entries'])} scores")

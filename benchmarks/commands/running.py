@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.commands import arguments
-from benchmarks.commands.common import DEMO_DATASETS, DEMO_FOLDER, add, add_measured, count, samples, say, together
+from benchmarks.commands.common import (
+    DATA_ROOT,
+    DEMO_DATASETS,
+    DEMO_FOLDER,
+    add,
+    add_measured,
+    count,
+    samples,
+    say,
+    together,
+)
 
 if TYPE_CHECKING:
     from benchmarks.plan import Plan
@@ -78,7 +88,8 @@ def reproduce(args: argparse.Namespace) -> int:
         papers, args.table, options, arguments.seeds(args), quick=args.quick, methods=args.methods,
         categories=args.categories, measured=args.measured,
     )
-    if said and not args.dry_run and not (plan.jobs or plan.unreadable):
+    mistyped = args.data_root != DATA_ROOT and not args.data_root.is_dir()  # a dry run without data is none
+    if said and (mistyped or not args.dry_run) and not (plan.jobs or plan.unreadable):
         raise UsageError("nothing to run: " + "; ".join(said))
     for line in said:
         say(line)
@@ -100,10 +111,10 @@ def reproduce(args: argparse.Namespace) -> int:
                 paper, records, only=args.table, quick=quick, form="screen", measured=args.measured,
             ))
     missing = {dataset: names for dataset, names in plan.absent.items() if names and dataset in OFFICIAL}
-    if missing and not args.dry_run:
+    if missing:
         say("incomplete: " + "; ".join(f"{d} lacks {', '.join(names)}" for d, names in missing.items())
             + "; cells that need them are empty (--categories asks for a part on purpose)")
-        code = code or 1
+        code = code or int(not args.dry_run)
     if args.keep_maps:
         _draw(args, [record for job in plan.jobs if (record := store.load(job)) is not None])
     return code

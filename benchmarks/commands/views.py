@@ -51,11 +51,13 @@ def add_compare(commands: Any) -> None:
 
 def compare(args: argparse.Namespace) -> int:
     """Methods against each other, and plots of it."""
+    from benchmarks import api
     from benchmarks.report import views
 
     methods = specs(args.methods)
-    wanted = names(args)
-    records = [r for r in stored(args) if r["unit"]["dataset"] in wanted]
+    records = api.on(stored(args), names(args))
+    if args.plot:
+        args.plot.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is told before anything else
     print(views.comparison(records, methods, metric=args.metric, form=args.format, mixed=args.mixed,
                            sure=args.intervals))
     if args.plot:
@@ -114,10 +116,10 @@ def add_report(commands: Any) -> None:
 
 def report(args: argparse.Namespace) -> int:
     """The report as a folder of pages."""
+    from benchmarks import api
     from benchmarks.report.pages import html
-    from benchmarks.store import Store
 
-    store = Store(args.results)
+    store = api.existing(args.results)
     records = store.records(failed=True)
     index = html.write(
         args.out or args.results / "report", records, results=args.results, broken=dict(store.broken),
@@ -148,17 +150,21 @@ def add_figure(commands: Any) -> None:
 
 def figure(args: argparse.Namespace) -> int:
     """Figures of stored units: grids as in the papers, curves, histograms, losses, heat tables."""
-    from benchmarks import kept
+    from benchmarks import api, kept
     from benchmarks.errors import UsageError
     from benchmarks.report.drawings import drawn
     from benchmarks.report.numbers.pool import spec_of
 
     _check_colormap(args.colormap)
+    if args.limit is not None and not 0 < args.limit <= 1:
+        raise UsageError(f"--limit {args.limit:g}: give a false positive rate above 0 and up to 1")
+    if args.pictures < 1:
+        raise UsageError(f"--pictures {args.pictures}: give 1 or more")
     methods = specs(args.methods)
     wanted = names(args)
     records = [
-        r for r in stored(args)
-        if r["unit"]["dataset"] in wanted and (not args.categories or r["unit"]["category"] in args.categories)
+        r for r in api.on(stored(args), wanted)
+        if (not args.categories or r["unit"]["category"] in args.categories)
         and (spec_of(r) in methods or ("setting" in args.kinds and spec_of(r).partition(" ")[0] in methods))
     ]
     where = f"{', '.join(methods)} on {', '.join(wanted)}"
