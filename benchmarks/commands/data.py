@@ -115,6 +115,8 @@ def add_prepare(commands: Any) -> None:
 
 def lay_out(args: argparse.Namespace) -> int:
     """Lay out, and say what came of it and what to look at."""
+    from shlex import quote
+
     from benchmarks.errors import UsageError
     from datasets.prepare import prepare
 
@@ -131,5 +133,6 @@ def lay_out(args: argparse.Namespace) -> int:
         print(f"note: {remark}")
     if made.sheet:
         print(f"look at some masks: {made.sheet}")
-    print(f"{made.folder} is ready: run_benchmark.py run --datasets {dataset} --categories {category}")
+    print(f"{made.folder} is ready: python run_benchmark.py run --methods patchcore --datasets {quote(dataset)} "
+          f"--categories {quote(category)} --data-root {quote(str(args.data_root))}")
     return 0

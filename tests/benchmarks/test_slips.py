@@ -113,7 +113,7 @@ SLIPS: list[tuple[tuple[str, ...], str]] = [
     (("list", "papers", "--results", "file"), "--results file: no such folder"),
     (("check", "--baseline", "list.yaml", "--results", "nowhere"), "not a baseline file"),
     (("prepare", "file", "--as", "a/b"), "file: no such folder"),
-    (("prepare", "empty", "--as", "a/b"), "no good picture"),
+    (("prepare", "empty", "--as", "a/b"), "nothing says whether it is good"),
     (("prepare", "data/own/nut/test", "--as", "own/nut"), "data/own/nut exists"),
     (("prepare", "data/own/nut/test", "--as", "a/b", "--annotations", "torn.yaml"), "cannot be read as JSON"),
     # wrong types and values
@@ -173,6 +173,24 @@ def test_a_slip_ends_in_one_line(
     assert len(said) == 1 and said[0].startswith("error: ") and help_ in said[0], done.stderr
     assert not done.stdout.strip()
     assert all(p.exists() and p.read_bytes() == held for p, held in before.items() if p.suffix != ".lock")
+
+
+def test_from_python_a_slip_is_a_value_error_that_helps(place: Path) -> None:
+    from benchmarks import compare, records, run, table
+
+    results = place / "results"
+    for call, help_ in (
+        (lambda: records(place / "nowhere"), "nowhere: no such folder"),
+        (lambda: table("rb_ae/II", results=place / "file"), "file: no such folder"),
+        (lambda: table("rb_ae/IX", results=results), "no table 'IX'"),
+        (lambda: compare(["patchcore@demo"], ["onw"], results=results), "did you mean 'own'"),
+        (lambda: compare(["patchcore@dmeo"], ["own"], results=results), "did you mean 'demo'"),
+        (lambda: run(["patchcore@demo"], ["own"], data_root=place / "nowhere"), "nowhere: no such folder"),
+        (lambda: run(["patchcore@demo"], ["own"], data_rot=place / "data"), "did you mean 'data_root'"),
+        (lambda: run(["patchcore@demo"], ["own"], data_root=place / "data", settings={"padim.size": 9}), "not among"),
+    ):
+        with pytest.raises(ValueError, match=help_):
+            call()
 
 
 def test_no_suggestion_is_made_twice(cli: Cli, tmp_path: Path) -> None:

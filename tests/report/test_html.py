@@ -368,6 +368,26 @@ def browser_test(report: Path, page: str, script: str, *extra: str, library: str
 
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+def test_search_of_every_page_leads_to_the_units_with_the_words(report: Path) -> None:
+    """The form needs no script; without one the whole list is shown."""
+    page = next((report / "methods").glob("*rb_ae*")).relative_to(report).as_posix()
+    asked = browser_test(report, page, """
+        const form = document.querySelector('form.search'), input = form.querySelector('input');
+        input.value = 'rb_ae wood';
+        const at = new URL(form.action);
+        at.search = new URLSearchParams(new FormData(form));
+        return [form.method, at.pathname.split('/').pop(), at.search].join();
+    """)
+    assert asked == "get,units.html,?q=rb_ae+wood"
+    done = browse((report / "units.html").as_uri() + "?q=rb_ae+wood", "--dump-dom")
+    body = re.search(r'id="units".*?<tbody>(.*?)</tbody>', done.stdout, re.S).group(1)
+    rows = re.findall(r"<tr( hidden=\"\")?>(.*?)</tr>", body, re.S)
+    shown = [text for hidden, text in rows if not hidden]
+    assert 0 < len(shown) < len(rows) and all("rb_ae" in text and "wood" in text for text in shown)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
 def test_filter_and_sort_in_a_browser(report: Path) -> None:
     shown = browser_test(report, "units.html", """
         const input = document.querySelector('input.filter');

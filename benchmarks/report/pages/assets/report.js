@@ -62,6 +62,7 @@ for (const input of document.querySelectorAll("input.filter")) {
     hits.textContent = `${shown} of ${table.tBodies[0].rows.length}`;
   };
   input.addEventListener("input", apply);
+  input.value = new URLSearchParams(location.search).get("q") || ""; // what the search on another page asked for
   apply();
 }
 
