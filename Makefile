@@ -9,7 +9,7 @@ LOCK ?= requirements.lock
 # LOCK= installs the newest versions that requirements.txt allows
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCK),-c $(LOCK))
 
-.PHONY: reproduce test test-all test-gpu lint demo lock clean
+.PHONY: reproduce test test-all test-gpu speed lint demo lock clean
 
 reproduce: $(VENV)/.run  ## demo tables; with DATA_ROOT=DIR [WEIGHTS=DIR] every paper's tables on that data
 	PYTHON=$(BIN)/python DATA_ROOT="$(DATA_ROOT)" WEIGHTS="$(WEIGHTS)" benchmarks/reproduce_all.sh
@@ -25,6 +25,9 @@ test-gpu: $(VENV)/.dev  ## what a GPU must show before its numbers count; ends w
 
 test-all: $(VENV)/.dev lint
 	$(BIN)/python -m pytest --timeout 3600
+
+speed: $(VENV)/.run  ## the tables of results/measured/speed.md anew, on an idle machine: DATA_ROOT=DIR [WEIGHTS=DIR]
+	$(BIN)/python -m benchmarks.speed --data-root "$(DATA_ROOT)" --weights "$(WEIGHTS)"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
