@@ -11,6 +11,8 @@ from torch import Tensor
 from models.nn.memory import in_parts
 
 BUDGET = 64 << 20  # bytes of one block of screened distances
+GROUPS = 4  # groups of the bank per neighbour asked for: few of the k nearest then share one
+WIDE = 8  # candidates of a row per neighbour asked for, up to which they are sorted in a table
 
 
 def knn(queries: Tensor, bank: Tensor, k: int = 1, budget: int = BUDGET) -> tuple[Tensor, Tensor]:
@@ -31,55 +33,51 @@ def knn(queries: Tensor, bank: Tensor, k: int = 1, budget: int = BUDGET) -> tupl
 
     def block(some: Tensor) -> tuple[Tensor, Tensor]:
         shifted = some - mean
-        own = shifted.square().sum(1)
+        own = torch.linalg.vector_norm(shifted, dim=1).square()
         screened = torch.addmm(norms.unsqueeze(0), shifted, centred.T, alpha=-2)  # less |query|^2, equal in a row
         # a sum of D rounded products is off by at most about D units in the last place of its largest terms
         error = (bank.shape[1] + 8) * 2.0**-23 * (own + longest)
-        least, columns = _least(screened, min(k + 1, len(bank)))
-        distances, columns = _sorted(some, bank, columns[:, :k], budget)
-        if k < len(bank):
-            # where the next one is as near within the error, every row of the bank that is so must be looked at
-            limit = least[:, k - 1] + 2 * error
-            unsure = (least[:, k] <= limit).nonzero()[:, 0]
-            if len(unsure):
-                rows, near = (screened[unsure] <= limit[unsure].unsqueeze(1)).nonzero(as_tuple=True)
-                distances[unsure], columns[unsure] = _nearest(some[unsure], bank, rows, near, k, budget)
-        return distances, columns
+        limit = _bound(screened, k) + 2 * error
+        rows, near = (screened <= limit.unsqueeze(1)).nonzero(as_tuple=True)
+        return _nearest(some, bank, rows, near, k, budget)
 
     found = in_parts(block, queries, max(1, budget // (4 * len(bank))), "neighbours are searched for")
     distances, indices = zip(*found, strict=True)
     return torch.cat(distances), torch.cat(indices)
 
 
-def _least(screened: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` least values of each row, rising, and their columns; `screened` is as before afterwards."""
-    if count != 2:
-        return screened.topk(count, dim=1, largest=False)
-    # twice the least is quicker than the two least
-    least, column = screened.min(1, keepdim=True)
-    screened.scatter_(1, column, torch.inf)
-    following, second = screened.min(1, keepdim=True)
-    screened.scatter_(1, column, least)
-    return torch.cat([least, following], 1), torch.cat([column, second], 1)
+def _bound(screened: Tensor, k: int) -> Tensor:
+    """For each row [n, M] a value that at least k of its entries do not exceed, mostly the k-th least itself.
 
-
-def _sorted(block: Tensor, bank: Tensor, columns: Tensor, budget: int) -> tuple[Tensor, Tensor]:
-    """Exact distances to the rows `columns` [n, k] of the bank, rising, equal ones by lowest index; and the columns."""
-    columns = columns.sort(1).values
-    rows = torch.arange(len(block), device=block.device).repeat_interleave(columns.shape[1])
-    distances, order = _exact(block, bank, rows, columns.flatten(), budget).view(columns.shape).sort(dim=1, stable=True)
-    return distances, columns.gather(1, order)
+    It is the k-th least among the minima of groups of entries, which is far quicker to find than among all.
+    """
+    if k == 1:
+        return screened.amin(1)
+    size = max(1, screened.shape[1] // (GROUPS * k))
+    groups = screened.shape[1] // size
+    least = screened[:, : size * groups].view(len(screened), size, groups).amin(1) if size > 1 else screened
+    return least.topk(k, dim=1, largest=False).values[:, -1]
 
 
 def _nearest(block: Tensor, bank: Tensor, rows: Tensor, columns: Tensor, k: int, budget: int) -> tuple[Tensor, Tensor]:
     """Of the candidate pairs (each row has at least k), the k nearest per row by distances computed directly."""
     exact = _exact(block, bank, rows, columns, budget)
-    order = exact.argsort(stable=True)  # columns rise within a row, so equal distances keep the lowest first
-    order = order[rows[order].argsort(stable=True)]
     counts = torch.bincount(rows, minlength=len(block))
-    pick = (counts.cumsum(0) - counts).unsqueeze(1) + torch.arange(k, device=rows.device)
-    chosen = order[pick]
-    return exact[chosen], columns[chosen]
+    most = int(counts.max())
+    if most > WIDE * k:  # equal rows in the bank: a table of candidates would be mostly empty
+        order = exact.argsort(stable=True)  # columns rise within a row, so equal distances keep the lowest first
+        order = order[rows[order].argsort(stable=True)]
+        chosen = order[(counts.cumsum(0) - counts).unsqueeze(1) + torch.arange(k, device=rows.device)]
+        return exact[chosen], columns[chosen]
+    place = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    table = exact.new_full((len(block), most), torch.inf)
+    table[rows, place] = exact
+    found = columns.new_zeros(table.shape)
+    found[rows, place] = columns
+    if most == 1:
+        return table, found
+    distances, order = table.sort(dim=1, stable=True)
+    return distances[:, :k], found.gather(1, order[:, :k])
 
 
 def _exact(block: Tensor, bank: Tensor, rows: Tensor, columns: Tensor, budget: int) -> Tensor:
