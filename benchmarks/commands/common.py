@@ -17,8 +17,6 @@ DEMO_FOLDER = "demo_data"
 """Where the command `demo` draws them, below --results."""
 
 DATA_ROOT = Path("data")
-READING = ("list", "show", "table", "compare", "report", "figure")
-"""Commands that only look at what is under --data-root: to them a mistyped one would look like an empty one."""
 
 
 class Version(argparse.Action):
@@ -168,8 +166,6 @@ def _execute(args: argparse.Namespace) -> int:
     from models.base import ModelError
 
     try:
-        if args.command in READING and args.data_root != DATA_ROOT and not args.data_root.is_dir():
-            raise UsageError(f"--data-root {args.data_root}: no such folder")
         return args.run(args)
     except (UsageError, DatasetError, ModelError, ReportError, SuiteError) as error:
         say(f"error: {error}")

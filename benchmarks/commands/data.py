@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands.common import add, add_json, print_rows, stored
+from benchmarks.commands.common import DATA_ROOT, add, add_json, print_rows, stored
 
 
 def add_list(commands: Any) -> None:
@@ -33,8 +33,11 @@ def _methods(args: argparse.Namespace) -> None:
 
 def _datasets(args: argparse.Namespace) -> None:
     import datasets
+    from benchmarks.errors import UsageError
     from datasets.catalog import ABOUT, About
 
+    if args.data_root != DATA_ROOT and not args.data_root.is_dir():
+        raise UsageError(f"--data-root {args.data_root}: no such folder")
     rows = []
     for name in datasets.names(args.data_root):
         about = ABOUT.get(name, About("own folder", "", ""))

@@ -108,7 +108,6 @@ SLIPS: list[tuple[tuple[str, ...], str]] = [
     (("prepare", "empty", "--as", "button"), "DATASET/CATEGORY"),
     (("list", "datasets", "--data-root", "nowhere"), "--data-root nowhere: no such folder"),
     (("reproduce", "--paper", "rb_ae", "--data-root", "nowhere", "--dry-run"), "--data-root nowhere: no such folder"),
-    (("report", "--data-root", "file"), "--data-root file: no such folder"),
     (("table", "rb_ae/II", "--results", "nowhere"), "--results nowhere: no such folder"),
     (("list", "papers", "--results", "file"), "--results file: no such folder"),
     (("check", "--baseline", "list.yaml", "--results", "nowhere"), "not a baseline file"),

@@ -34,6 +34,7 @@ def records(**changes) -> list[dict]:
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_no_records(cli: Cli, tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
     done = view(cli, name, tmp_path / "empty")
     if name == "table":  # the published figures stand without any record
         assert done.returncode == 0 and "Nothing measured yet." in done.stdout and "99.82" in done.stdout
