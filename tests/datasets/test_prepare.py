@@ -161,7 +161,7 @@ def test_what_cannot_be_told_is_refused_and_leaves_nothing(source: Path, tmp_pat
 
 def test_folders_that_say_too_little_are_refused(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "data/own/plate"
-    with pytest.raises(DatasetError, match="0 good pictures"):
+    with pytest.raises(DatasetError, match="no good picture;"):
         prepare(source, target)
     with pytest.raises(DatasetError, match="nothing says whether it is good"):
         prepare(source / "a", target)
@@ -193,6 +193,6 @@ def test_the_command_says_what_it_did(source: Path, tmp_path: Path, cli: Cli) ->
     done = cli(*call, "--unannotated", "leave")
     assert done.returncode == 0, done.stderr
     for words in ("train/good: 5", "test/good: 1", "test/dent: 1", "left out: 1, first extra.png", "plate.masks.png",
-                  "run --datasets own --categories plate"):
+                  "run --methods patchcore --datasets own --categories plate --data-root"):
         assert words in done.stdout
     assert "write DATASET/CATEGORY" in cli("prepare", source, "--as", "own").stderr
