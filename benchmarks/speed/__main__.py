@@ -63,6 +63,12 @@ SECTIONS = {
     "defects": Section(
         "Artificial defects, and inference of the two methods that train on them",
         "defects_speed --only defects inference", "--only defects", "Another implementation beside it."),
+    "passes": Section(
+        "A frozen backbone's pass on a CPU", "cpu_speed passes --rounds N", "--pictures 1",
+        "torch.compile's form, and networks other than ResNets."),
+    "waiting": Section(
+        "How waiting threads wait", "cpu_speed waiting --rounds N", "",
+        "A machine of its own, where threads that spin answer sooner."),
     "steps": Section(
         "What a training step is bound by", "epoch_speed dae@mse tsdn@quick rb_ae@quick --profile",
         "dae@mse --profile", "Another implementation beside it; gen_encdec, DRAEM and SimpleNet."),
