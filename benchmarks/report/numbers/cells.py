@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
@@ -138,7 +138,7 @@ def _measure(need: Need, found: Pool, chosen: Mapping[str, str], partial: bool) 
         cell.records += runs.values()
     cell.present, cell.absent_from = len(parts), tuple(missing)
     if need.unit != "count":  # how a method was trained says nothing of a number of pictures
-        cell.marks = tuple(sorted({str(m) for r in cell.records for m in r.get("marks") or ()}, key=_mark_order))
+        cell.marks = marks_of(cell.records)
     if missing and not partial:
         cell.state = "missing"
     elif faults and not (partial and parts):
@@ -204,6 +204,11 @@ def _sd(values: Sequence[float]) -> float | None:
         return None
     mean = _mean(values)
     return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+def marks_of(records: Iterable[Record]) -> tuple[str, ...]:
+    """The marks of any of the records, in the order in which every table and page shows them."""
+    return tuple(sorted({str(m) for r in records for m in r.get("marks") or ()}, key=_mark_order))
 
 
 def _mark_order(mark: str) -> tuple[int, str]:

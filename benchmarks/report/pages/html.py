@@ -14,7 +14,7 @@ from benchmarks.report.drawings.comparison import plot
 from benchmarks.report.drawings.speed import speed
 from benchmarks.report.numbers import heat, intervals, suites
 from benchmarks.report.numbers.anything import metric_name
-from benchmarks.report.numbers.cells import MARKS, Cell
+from benchmarks.report.numbers.cells import MARKS, Cell, marks_of
 from benchmarks.report.numbers.compare import Comparison, comparisons, main_presets, on_common_ground
 from benchmarks.report.numbers.notes import symbol
 from benchmarks.report.numbers.pool import Pool, ReportError, check_protocols, pool, size_text, spec_of
@@ -214,17 +214,15 @@ def _heat(dataset: str, found: Pool, pages: Sequence[Page], links: Mapping[int, 
         cells = []
         for category in categories:
             records = list(mine.get(category, {}).values())
-            marks = sorted({m for r in records for m in r.get("marks") or ()})
             cells.append({
                 "values": [table[page.spec].get(category) for table in tables],
-                "href": links[id(records[0])] if records else None, "marks": "".join(map(symbol, marks)),
+                "href": links[id(records[0])] if records else None, "marks": "".join(map(symbol, marks_of(records))),
             })
         means = [heat.over_categories(table[page.spec], categories) for table in tables]
         # a mean over fewer categories says so, has no colour and is not sorted among the others
         cells.append({
             "values": [mean if n == len(categories) else None for mean, n in means], "href": page.file,
-            "marks": "".join(map(symbol, sorted({m for seeds in mine.values() for r in seeds.values()
-                                                 for m in r.get("marks") or ()}))),
+            "marks": "".join(map(symbol, marks_of(r for seeds in mine.values() for r in seeds.values()))),
             "part": ["" if mean is None or n == len(categories) else f"{mean:.1f} ({n} of {len(categories)})"
                      for mean, n in means],
         })
@@ -327,7 +325,7 @@ def _choice(units: Mapping[heat.Key, Mapping[int, Any]], specs: Sequence[str], s
     def marks(spec: str, category: str) -> str:
         seeds = [record for key, found in units.items() if (f"{key[0]}@{key[1]}", key[3]) == (spec, category)
                  for record in found.values()]
-        return "".join(map(symbol, sorted({m for record in seeds for m in record.get("marks") or ()})))
+        return "".join(map(symbol, marks_of(seeds)))
 
     for spec in sorted(specs, key=lambda m: (shown.ranks.get(m, len(specs) + 1), m)):
         chosen = spec in shown.ranks

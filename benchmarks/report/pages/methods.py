@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.report.drawings import charts
 from benchmarks.report.numbers import heat
 from benchmarks.report.numbers.anything import metric_name
+from benchmarks.report.numbers.cells import marks_of
 from benchmarks.report.numbers.misses import examples, worst
 from benchmarks.report.numbers.notes import symbol
 from benchmarks.report.numbers.pool import Pool, Record, lent_seconds, protocol_of, size_text
@@ -76,16 +77,16 @@ def _tables(found: Pool, spec: str, records: Sequence[Record]) -> list[dict[str,
             first = next(i for i, r in enumerate(records)
                          if (r["unit"]["dataset"], r["unit"]["category"]) == (dataset, category))
             seeds = next(seeds for key, seeds in units.items() if key[3] == category)
-            marks = sorted({m for record in seeds.values() for m in record.get("marks") or ()})
             rows.append({
-                "name": category, "href": f"#u{first}", "seeds": str(len(seeds)), "marks": "".join(map(symbol, marks)),
+                "name": category, "href": f"#u{first}", "seeds": str(len(seeds)),
+                "marks": "".join(map(symbol, marks_of(seeds.values()))),
                 "values": [column.get(category) for column in columns],
             })
         if len(rows) > 1:
             means = [heat.over_categories(column, column) for column in columns]
             rows.append({
                 "name": mean_label(dataset, len(rows)), "href": "", "seeds": "",
-                "marks": "".join(dict.fromkeys(sign for row in rows for sign in row["marks"])),
+                "marks": "".join(map(symbol, marks_of(r for seeds in units.values() for r in seeds.values()))),
                 "values": [mean if n == len(rows) else None for mean, n in means],
             })
         for row in rows:
@@ -108,7 +109,6 @@ def _unit(
     machine = {"device": str(environment.get("device", "unknown device")), "items": [*_flat(environment), *weights]}
     misses = worst(record)
     timing, memory, images = (record.get(part) or {} for part in ("timing", "memory", "images"))
-    marks = record.get("marks") or ()
     path = record.get("path")
     version, size = protocol_of(record)
     rule = {"max": "image score: maximum of the map", "method": "image score: the method's own"}.get(
@@ -116,7 +116,8 @@ def _unit(
     )
     return {
         "number": number, **{k: record["unit"][k] for k in ("dataset", "category", "seed")},
-        "marks": "; ".join(f"{symbol(m)} {m}" for m in marks), "notes": [str(n) for n in record.get("notes") or ()],
+        "marks": "; ".join(f"{symbol(m)} {m}" for m in marks_of([record])),
+        "notes": [str(n) for n in record.get("notes") or ()],
         "metrics": _metrics(record),
         "undefined": list((record.get("undefined") or {}).items()),
         "misses": [miss.text for miss in misses[:MISSES]],
