@@ -145,6 +145,15 @@ def test_the_report_has_intervals_unless_told_otherwise(stored, tmp_path):
         assert (f"[{low:.2f}, {high:.2f}]" in text) == ("a@x leads" in text) == sure
 
 
+def test_the_overview_counts_methods_and_settings_apart(stored, tmp_path):
+    from benchmarks.report.pages import html
+
+    records = [stored(m, "bottle", 2.0) for m in ("a@x", "b@x")]
+    assert "2 finished units of 2 methods on 1 dataset." in html.write(tmp_path / "plain", records).read_text()
+    records += [under(stored("a@x", "bottle", 1.0), "shots=4"), under(stored("a@x", "bottle", 1.5), "multi_class")]
+    assert "4 finished units of 2 methods under 3 settings on" in html.write(tmp_path / "more", records).read_text()
+
+
 def test_many_units_without_an_interval_are_told_in_one_line(stored):
     records = [stored(f"{m}@x", "bottle", 2.0, counts=False) for m in "abcde"]
     table = generic(records)[0]

@@ -106,7 +106,9 @@ def _index(
     lines = [f"Maps and masks compared at {size_text(size)}; metric version {version}." for version, size in protocols]
     used = {mark for seeds in found.units.values() for r in seeds.values() for mark in r.get("marks") or ()}
     _page(
-        out / "index.html", "index.html", context, heading="Anomaly detection benchmark", root="", methods=pages,
+        out / "index.html", "index.html", context, heading="Anomaly detection benchmark", root="",
+        specs=len({page.spec.partition(" ")[0] for page in pages}),
+        settings=len({page.spec.partition(" ")[2] for page in pages}),
         parts=[{"ranking": _ranking(out, ground, number, hrefs), "heat": _heat(ground.dataset, found, pages, links)}
                for number, ground in enumerate(grounds)], failed=failed, left_out=found.left_out,
         protocol=lines, pictures=pictures,
