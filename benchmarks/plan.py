@@ -149,7 +149,7 @@ def plan_units(
     configs: dict[str, tuple[str, str, Config, bool]] = {}
     combinations = list(dict.fromkeys(combinations))
     settings = {spec: parse_setting(spec) for spec, _, _ in combinations}
-    _check_names(options.settings, sorted({spec.partition("@")[0] for spec in settings}))
+    _check_names(options.settings, sorted({spec.partition(" ")[0].partition("@")[0] for spec in settings}))
     loaded: dict[tuple[str, str], tuple[Category, Examined] | str] = {}
     hashes = _fingerprint_cache(options)
     jobs = []
