@@ -52,6 +52,7 @@ def run(
     options: fields of `benchmarks.plan.Options`, among them data_root, results, weights, device, metric_size, settings.
     """
     chosen = _options(options)
+    plan.check_settings(chosen.settings, _names(methods))
     made = plan.make_plan(_names(methods), _names(datasets), chosen, categories=_names(categories), seeds=seeds)
     ran = launch(made, chosen.results, force=force, workers=workers, quiet=quiet)
     _warn(ran)

@@ -149,7 +149,6 @@ def plan_units(
     configs: dict[str, tuple[str, str, Config, bool]] = {}
     combinations = list(dict.fromkeys(combinations))
     settings = {spec: parse_setting(spec) for spec, _, _ in combinations}
-    _check_names(options.settings, sorted({spec.partition(" ")[0].partition("@")[0] for spec in settings}))
     loaded: dict[tuple[str, str], tuple[Category, Examined] | str] = {}
     hashes = _fingerprint_cache(options)
     jobs = []
@@ -357,12 +356,13 @@ def _config_hash(method: str, config: Config) -> str:
     return digest([method, config_dict(config), parts])
 
 
-def _check_names(settings: Mapping[str, str], methods: Sequence[str]) -> None:
-    """A setting for a method that is not among those to run would do nothing."""
+def check_settings(settings: Mapping[str, str], methods: Sequence[str]) -> None:
+    """Raise UsageError for a setting of a method that is not among those (specs) to run: it would do nothing."""
+    names = sorted({spec.partition(" ")[0].partition("@")[0] for spec in methods})
     for key in settings:
         method = key.rpartition(".")[0]
-        if method and methods and method not in methods:
-            raise UsageError(f"--set {key}: {method} is not among the methods{near(method, methods)}")
+        if method and method not in names:
+            raise UsageError(f"--set {key}: {method} is not among the methods{near(method, names)}")
 
 
 def _for_method(settings: Mapping[str, str], method: str) -> dict[str, str]:

@@ -53,8 +53,8 @@ def write_atomic(path: Path, data: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
         raise StoreError(
-            f"cannot write {path}: {error.strerror or error}; {'free some space there or ' if full else ''}"
-            f"choose another --results DIR{'' if full else ', or another place for the file'}"
+            f"cannot write {path}: {error.strerror or error}; "
+            + ("free some space there or choose another --results DIR" if full else "choose another place for it")
         ) from error
 
 

@@ -39,12 +39,14 @@ def add_run(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Every method on every category of the datasets."""
-    from benchmarks.plan import make_plan
+    from benchmarks.plan import check_settings, make_plan
     from benchmarks.report import views
 
+    options = arguments.options(args)
+    check_settings(options.settings, args.methods)
     plan = make_plan(
         [f"{method} {setting}" for setting in args.setting for method in args.methods], args.datasets,
-        arguments.options(args), categories=args.categories, seeds=arguments.seeds(args),
+        options, categories=args.categories, seeds=arguments.seeds(args),
     )
     if args.dry_run:
         return _preview(args, plan)

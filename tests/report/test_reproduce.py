@@ -70,6 +70,7 @@ def test_table_of_counts_on_the_full_layout(cli: Cli, tmp_path: Path) -> None:
 def test_counts_of_what_is_there_only(cli: Cli, tmp_path: Path) -> None:
     root = make_official(tmp_path / "data", ("tile", "wood"))
     next((root / "mvtec_ad" / "tile" / "test" / "good").glob("*.png")).unlink()
+    (tmp_path / "r").mkdir()
     done = cli("table", "rb_ae/I", "--format", "csv", "--data-root", root, "--results", tmp_path / "r")
     assert done.returncode == 0, done.stderr
     rows = {(row["group"], row["row"]): row for row in csv.DictReader(io.StringIO(done.stdout))}
