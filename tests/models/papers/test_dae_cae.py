@@ -305,6 +305,8 @@ def test_bad_input_is_named() -> None:
         registry.config("dae", {"size": "100"})
     with pytest.raises(ModelError, match="four positive numbers"):
         registry.config("cae", {"widths": "8,8"})
+    with pytest.raises(ModelError, match="encoder_rate=0"):
+        registry.config("cae", {"encoder_rate": "0"})
     small = [np.zeros((20, 30, 3), np.uint8)] * 3
     assert build(replace(DAE, epochs=1)).fit(small, None)["notes"][0] == (
         "3 of 3 training pictures are smaller than 64x64 and were enlarged"
@@ -325,3 +327,40 @@ def test_the_code_is_normalised_by_all_training_pictures_as_they_are_seen_at_tes
         seen = detector.net.encode(detector._input(train, data))[0].flatten(1)
     norm = detector.net.to_code.norm
     torch.testing.assert_close(norm.running_mean, seen.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_norm_knows_all_training_pictures_before_the_first_step_and_keeps_them() -> None:
+    """Also with a last batch of one picture of one value per channel, which batch norm itself cannot take."""
+    train = varied(9)
+    detector = Cae(replace(CAE, encoder="resnet50", size=32, frozen_norm=True, epochs=1, lr=1e-3), context())
+    assert detector.net.to_code is not None
+    seen: list[Tensor] = []
+    norms = [m for m in detector.net.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    objective = detector._objective
+
+    def watched(x: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
+        seen.append(torch.cat([norm.running_mean.clone() for norm in norms]))
+        return objective(x, noise)
+
+    detector._objective = watched  # type: ignore[method-assign]
+    first = detector.net.encoder[0].weight.detach().clone()
+    detector.fit(train, None)
+    assert len(norms) == 54 and len(seen) == 3 and seen[0].std() > 0
+    now = torch.cat([norm.running_mean for norm in norms])
+    assert all(torch.equal(now, each) for each in seen)
+    assert not torch.equal(first, detector.net.encoder[0].weight)
+
+
+def test_a_pretrained_encoder_moves_by_its_own_rate() -> None:
+    """The first step of Adam moves every weight by its rate, whatever the gradient."""
+    moved = {}
+    for share in (1.0, 0.1):
+        config = replace(CAE, encoder="vgg16", size=32, train_batch=8, epochs=1, encoder_rate=share)
+        detector = build(config)
+        before = {name: value.detach().clone() for name, value in detector.net.named_parameters()}
+        detector.fit(varied(8), None)
+        moved[share] = {
+            name: float((value - before[name]).abs().max()) for name, value in detector.net.named_parameters()
+        }
+    assert moved[0.1]["encoder.0.weight"] == pytest.approx(0.1 * moved[1.0]["encoder.0.weight"], rel=1e-3)
+    assert moved[0.1]["decoder.0.weight"] == pytest.approx(moved[1.0]["decoder.0.weight"], rel=1e-3)
