@@ -1,23 +1,26 @@
 """Faults planted in the source one at a time, each of which a named quick test must catch.
 
 A fault is a text of one file replaced by another. `caught` runs the named test in a process of its own that imports the
-changed source; nothing on disk changes. Loaded by that process as a pytest plugin (`-p tests.planted`).
+changed source; nothing on disk changes. These processes are forks of one that has imported what lies below this
+project, which takes most of the time of a quick test.
 """
 
 from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
-import json
+import multiprocessing
 import os
-import subprocess
 import sys
-from dataclasses import asdict, dataclass
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 REPO = Path(__file__).parent.parent
-VARIABLE = "PLANTED_FAULT"
+BELOW = ["pytest", "torch", "torchvision", "timm", "scipy.ndimage", "sklearn.neighbors", "anomalib.models"]
 
 
 @dataclass(frozen=True)
@@ -47,18 +50,35 @@ def caught(fault: Fault) -> tuple[bool, str]:
     without ever importing the changed file.
     """
     fault.apply((REPO / fault.file).read_text(encoding="utf-8"))
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "tests.planted", "-x", "-q", "-p", "no:cacheprovider", fault.test],
-        cwd=REPO, env={**os.environ, VARIABLE: json.dumps(asdict(fault))}, capture_output=True, text=True, check=False,
-    )
-    output = done.stdout + done.stderr
-    assert done.returncode in (0, 1), f"{fault.test} could not be run:\n{output}"  # 0 passed, 1 failed
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(BELOW)
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "output"
+        process = context.Process(target=_run, args=(fault, said))
+        process.start()
+        process.join()
+        output = said.read_text(encoding="utf-8") if said.exists() else ""
+    assert process.exitcode in (0, 1), f"{fault.test} could not be run:\n{output}"  # 0 passed, 1 failed
     assert "planted in" in output, f"{fault.test} does not import {fault.file}:\n{output}"
-    return done.returncode == 1, output
+    return process.exitcode == 1, output
+
+
+def _run(fault: Fault, said: Path) -> None:
+    """The test with its fault in this process, whose exit code is pytest's; what it prints goes to the file `said`."""
+    file = os.open(said, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(REPO)
+    finder = _Planting(fault)
+    assert finder.module not in sys.modules, f"{finder.module} was imported before its fault"
+    sys.meta_path.insert(0, finder)
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", fault.test], plugins=[finder])
+    sys.stdout.flush()
+    os._exit(int(code))
 
 
 class _Planting(importlib.abc.MetaPathFinder):
-    """Finds the one module that has the fault; all others are left to Python."""
+    """Finds the one module that has the fault; all others are left to Python. As a plugin it says whether it did."""
 
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
@@ -73,18 +93,13 @@ class _Planting(importlib.abc.MetaPathFinder):
         loader.fault = self.fault
         return importlib.machinery.ModuleSpec(name, loader, origin=loader.path)
 
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self.imported:
+            terminalreporter.write_line(f"planted in {self.fault.file}")
+
 
 class _Changed(importlib.machinery.SourceFileLoader):
     fault: Fault
 
     def get_code(self, fullname: str) -> Any:
         return compile(self.fault.apply(Path(self.path).read_text(encoding="utf-8")), self.path, "exec")
-
-
-if VARIABLE in os.environ:
-    _finder = _Planting(Fault(**json.loads(os.environ[VARIABLE])))
-    sys.meta_path.insert(0, _finder)
-
-    def pytest_terminal_summary(terminalreporter: Any) -> None:
-        if _finder.imported:
-            terminalreporter.write_line(f"planted in {_finder.fault.file}")
