@@ -1,4 +1,4 @@
-"""Exact nearest neighbours by matrix products, a chunk of queries at a time."""
+"""Exact nearest neighbours by matrix products, a block of queries at a time."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from models.nn.memory import in_parts
 
 BUDGET = 64 << 20  # bytes of one block of screened distances
+ROWS = 1024  # queries of a block on a CPU at most, so that it stays in the cache
 GROUPS = 4  # groups of the bank per neighbour asked for: few of the k nearest then share one
 WIDE = 8  # candidates of a row per neighbour asked for, up to which they are sorted in a table
 
@@ -25,7 +26,7 @@ def knn(queries: Tensor, bank: Tensor, k: int = 1, budget: int = BUDGET) -> tupl
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"{k} neighbours asked of a bank of {len(bank)}")
-    queries, bank = queries.float(), bank.float()
+    queries, bank = queries.float(), bank.float().contiguous()
     mean = bank.mean(0)  # distances do not change by a shift, and shorter vectors lose less to rounding
     centred = bank - mean
     norms = centred.square().sum(1)
@@ -38,10 +39,16 @@ def knn(queries: Tensor, bank: Tensor, k: int = 1, budget: int = BUDGET) -> tupl
         # a sum of D rounded products is off by at most about D units in the last place of its largest terms
         error = (bank.shape[1] + 8) * 2.0**-23 * (own + longest)
         limit = _bound(screened, k) + 2 * error
+        if some.device.type == "cpu" and (nearest := _kernel()) is not None:
+            out = torch.full((len(some), k), torch.inf), torch.zeros(len(some), k, dtype=torch.int64)
+            nearest(*(tensor.numpy() for tensor in (some.contiguous(), bank, screened, limit, *out)))
+            return out
         rows, near = (screened <= limit.unsqueeze(1)).nonzero(as_tuple=True)
         return _nearest(some, bank, rows, near, k, budget)
 
-    found = in_parts(block, queries, max(1, budget // (4 * len(bank))), "neighbours are searched for")
+    rows = max(1, budget // (4 * len(bank)))
+    rows = min(rows, ROWS) if queries.device.type == "cpu" else rows
+    found = in_parts(block, queries, rows, "neighbours are searched for")
     distances, indices = zip(*found, strict=True)
     return torch.cat(distances), torch.cat(indices)
 
@@ -82,10 +89,6 @@ def _nearest(block: Tensor, bank: Tensor, rows: Tensor, columns: Tensor, k: int,
 
 def _exact(block: Tensor, bank: Tensor, rows: Tensor, columns: Tensor, budget: int) -> Tensor:
     """Distances float32 [P] of the pairs (block[rows], bank[columns]), summed in float64."""
-    if block.device.type == "cpu" and (pairs := _kernel()) is not None:
-        out = torch.empty(len(rows))
-        pairs(*(tensor.contiguous().numpy() for tensor in (block, bank, rows, columns)), out.numpy())
-        return out
     step = max(1, budget // (16 * bank.shape[1]))
     parts = zip(rows.split(step), columns.split(step), strict=True)
     return torch.cat([(block[r].double() - bank[c].double()).square_().sum(1) for r, c in parts]).sqrt_().float()
@@ -93,9 +96,9 @@ def _exact(block: Tensor, bank: Tensor, rows: Tensor, columns: Tensor, budget: i
 
 @cache
 def _kernel() -> Any:
-    """The compiled distances, or None where numba is not installed."""
+    """The compiled search, or None where numba is not installed."""
     try:
-        from models.nn.neighbours_kernel import pairs
+        from models.nn.neighbours_kernel import nearest
     except ImportError:
         return None
-    return pairs
+    return nearest
