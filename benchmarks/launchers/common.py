@@ -34,6 +34,13 @@ class Outcome:
             self.failed[str(job.unit)] = f"{record['error']['phase']}: {record['error']['message']}"
 
 
+def passive_waiting() -> dict[str, str]:
+    """Environment for a worker whose threads sleep while they wait, unless the user's own says how; read when torch is
+    imported. A thread that spins takes the core of the one that it waits for."""
+    told = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
+    return {} if told else {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
 class Interrupts:
     """Counts Ctrl-C and SIGTERM: the first asks for an orderly stop, the second ends at once."""
 

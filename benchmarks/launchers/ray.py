@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.errors import UsageError
 from benchmarks.launchers import local, memory
-from benchmarks.launchers.common import Interrupts, Outcome, acquire, lost
+from benchmarks.launchers.common import Interrupts, Outcome, acquire, lost, passive_waiting
 from benchmarks.launchers.progress import Bars
 from benchmarks.store import Store, write_atomic
 from benchmarks.units import Job
@@ -119,7 +119,7 @@ def gpu_share(device: str, gpus: float, workers: int) -> float:
 def _connect(ray: Any, address: str | None, workers: int) -> None:
     environment = {
         "working_dir": str(REPO), "excludes": list(LEFT_BEHIND),
-        "env_vars": {k: v for k in ("BENCH_METHODS",) if (v := os.environ.get(k))},
+        "env_vars": passive_waiting() | {k: v for k in ("BENCH_METHODS",) if (v := os.environ.get(k))},
     }
     try:
         if address is None:

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from benchmarks.launchers import memory
+from benchmarks.launchers.common import passive_waiting
 from benchmarks.store import StoreError
 from benchmarks.units import Job
 
@@ -131,8 +132,7 @@ def work(pipe: Connection, threads: int, index: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _die_with_parent()
     memory.reuse()
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():  # read when torch is imported, below
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # a thread that spins takes the core of the one that it waits for
+    os.environ.update(passive_waiting())
     if threads:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ.setdefault(name, str(threads))

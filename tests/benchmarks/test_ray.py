@@ -90,3 +90,20 @@ def test_workers_beyond_the_gpus_share_them(device: str, gpus: float, workers: i
     from benchmarks.launchers.ray import gpu_share
 
     assert gpu_share(device, gpus, workers) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("own", "given"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)])
+def test_threads_of_rays_workers_wait_as_ours_do(
+    own: dict[str, str], given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    from benchmarks.launchers import ray as launcher
+
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    seen: list[dict] = []
+    launcher._connect(SimpleNamespace(init=lambda **given: seen.append(given)), None, 2)
+    assert seen[0]["runtime_env"]["env_vars"].get("OMP_WAIT_POLICY") == given
