@@ -259,6 +259,8 @@ RESNET: dict[str, Any] = {
     **OWN, "encoder": "resnet50", "size": 32, "train_batch": 8, "encoder_rate": 0.1, "frozen_norm": True,
 }
 VGG: dict[str, Any] = {**RESNET, "encoder": "vgg16", "encoder_rate": 0.01}
+# without a dense code the decoder has to learn by itself what of the encoder's output is noise: larger steps for it
+CONVOLUTIONAL: dict[str, Any] = {**RESNET, "lr": 3e-3, "encoder_rate": 0.03}
 
 
 @register(
@@ -274,8 +276,8 @@ VGG: dict[str, Any] = {**RESNET, "encoder": "vgg16", "encoder_rate": 0.01}
         "quick_ssim": DaeConfig(loss="ssim", **OWN),
         "quick_vgg16_mse": DaeConfig(**VGG),
         "quick_vgg16_ssim": DaeConfig(loss="ssim", **VGG),
-        "quick_resnet50_mse": DaeConfig(**RESNET),
-        "quick_resnet50_ssim": DaeConfig(loss="ssim", **RESNET),
+        "quick_resnet50_mse": DaeConfig(**CONVOLUTIONAL),
+        "quick_resnet50_ssim": DaeConfig(loss="ssim", **CONVOLUTIONAL),
     },
 )
 class Dae(AutoencoderDetector):
