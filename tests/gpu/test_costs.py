@@ -14,7 +14,6 @@ MOST = {  # (waits, copies) a step, where they are not (0, 1); each with its rea
     "draem": (0, 2),  # which pictures are turned comes beside the defects
     "ganomaly": (1, 0),  # the last step's loss decides whether the discriminator starts anew
     "supersimplenet": (0, 2),  # Perlin noise, and which masks are emptied
-    "padim": (1, 2),  # the library's unit matrices, for a block of positions, after the last picture
     "patchcore": (2, 0),  # a block of selections: how many points the bounds left open; and where a graph is captured
     "score_ensemble": (2, 0),  # its member is PatchCore
 }
