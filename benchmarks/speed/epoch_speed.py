@@ -17,14 +17,9 @@ import time
 from typing import Any
 
 from benchmarks.speed.common import child, finish, machine, table
+from benchmarks.speed.unit_profile import shares
 
 STEPS = 3
-KINDS = {  # of torch's operations, by a part of their names
-    "convolutions": ("conv", "col2im", "im2col"),
-    "matrix products": ("mm", "linear", "attention"),
-    "normalisation": ("norm",),
-    "resizing, pooling": ("upsample", "pool", "pad", "grid_sampl"),
-}
 
 
 def prepare(spec: str, precision: str, threads: int) -> tuple[Any, list[Any]]:
@@ -75,11 +70,7 @@ def profile(spec: str, threads: int) -> dict[str, float]:
         start = time.perf_counter()
         detector.fit(pictures, None)
         seconds = time.perf_counter() - start
-    found = dict.fromkeys((*KINDS, "other tensor operations"), 0.0)
-    for event in seen.key_averages():
-        kind = next((k for k, parts in KINDS.items() if any(part in event.key for part in parts)), [*found][-1])
-        found[kind] += event.self_cpu_time_total / 1e6
-    return found | {"outside torch": max(0.0, seconds - sum(found.values())), "all": seconds}
+    return shares(seen, seconds)
 
 
 def main() -> None:

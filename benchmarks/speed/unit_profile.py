@@ -1,0 +1,119 @@
+"""Where the time of a whole unit goes: convolutions, other tensor work, and Python with the rest.
+
+    git worktree add BEFORE COMMIT
+    python -m benchmarks.speed.unit_profile patchcore@resnet18 tsdn@quick --data-root DIR --weights WDIR \\
+        --against BEFORE
+
+One unit on DIR/mvtec_ad/bottle from the plan to the stored record, after the imports, under torch's profiler; this
+checkout and the other one (where given) in turns, each run a process of its own with one thread. Let nothing else run:
+torch's profiler counts seconds, not processor seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed.common import REPO, machine, table
+
+KINDS = {  # of torch's operations, by a part of their names
+    "convolutions": ("conv", "col2im", "im2col"),
+    "matrix products": ("mm", "linear", "attention"),
+    "normalisation": ("norm",),
+    "resizing, pooling": ("upsample", "pool", "pad", "grid_sampl"),
+}
+CHILD = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
+def shares(seen: Any, seconds: float) -> dict[str, float]:
+    """Seconds by kind of operation of a finished profile that took `seconds`, and outside torch."""
+    found = dict.fromkeys((*KINDS, "other tensor operations"), 0.0)
+    for event in seen.key_averages():
+        kind = next((k for k, parts in KINDS.items() if any(part in event.key for part in parts)), [*found][-1])
+        found[kind] += event.self_cpu_time_total / 1e6
+    return found | {"outside torch": max(0.0, seconds - sum(found.values())), "all": seconds}
+
+
+def measure(spec: str, root: Path, weights: str) -> dict[str, float]:
+    """`shares` of one unit."""
+    import timm  # noqa: F401  imports are not a part of it
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from benchmarks import scoring  # noqa: F401
+    from benchmarks.launchers import memory
+    from benchmarks.plan import Options, make_plan
+    from benchmarks.runner import run_unit
+    from models import registry
+
+    torch.set_num_threads(1)
+    memory.reuse()
+    registry.method_class(spec.partition("@")[0])
+    with tempfile.TemporaryDirectory() as scratch:
+        options = Options(data_root=root, results=Path(scratch), weights=weights, device="cpu")
+        (job,) = make_plan([spec], ["mvtec_ad"], options, categories=["bottle"]).jobs
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
+            start = time.perf_counter()
+            record = run_unit(job, lambda *step: None)
+            seconds = time.perf_counter() - start
+    if record["status"] != "ok":
+        raise SystemExit(f"{spec} failed: {record['error']}")
+    return shares(seen, seconds)
+
+
+def child(checkout: Path, spec: str, root: Path, weights: str) -> dict[str, float]:
+    """`measure` in a process that imports the harness of `checkout`."""
+    command = [sys.executable, "-c", CHILD, str(Path(__file__).resolve()), spec, "--child", "--data-root", str(root),
+               "--weights", weights]
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{checkout}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs="+", help="method@preset")
+    parser.add_argument("--data-root", type=Path, required=True, help="holds mvtec_ad/bottle")
+    parser.add_argument("--weights", default="none", help="directory of weights, auto or none")
+    parser.add_argument("--against", type=Path, help="another checkout of this repository")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    root = arguments.data_root.resolve()
+    weights = arguments.weights
+    if weights not in ("auto", "none"):
+        weights = str(Path(weights).resolve())
+    if arguments.child:
+        print(json.dumps(measure(arguments.methods[0], root, weights)))
+        return
+    checkouts = {"before": arguments.against.resolve()} if arguments.against else {}
+    checkouts["now"] = REPO
+    for checkout in checkouts.values():
+        if not (checkout / "run_benchmark.py").is_file():
+            parser.error(f"{checkout} is no checkout of this repository")
+    print(f"{machine()}. One thread, medians of {arguments.rounds} alternating rounds.\n", flush=True)
+    kinds = [*KINDS, "other tensor operations", "outside torch"]
+    rows = []
+    for spec in arguments.methods:
+        held: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
+        for _ in range(arguments.rounds):
+            for name, checkout in checkouts.items():
+                held[name].append(child(checkout, spec, root, weights))
+        for name, runs in held.items():
+            seconds = {kind: statistics.median(run[kind] for run in runs) for kind in (*kinds, "all")}
+            rows.append([spec, name, f"{seconds['all']:.1f}", *(f"{seconds[kind]:.1f}" for kind in kinds)])
+    table(("unit", "", "s", *kinds), rows)
+
+
+if __name__ == "__main__":
+    main()
