@@ -192,6 +192,7 @@ class AutoencoderDetector(Trained):
         rate = config.lr if config.encoder == "own" else config.lr * config.encoder_rate
         optimizer = torch.optim.Adam([{"params": rest}, {"params": encoder, "lr": rate}], lr=config.lr, fused=True)
         if config.frozen_norm:
+            self.net.frozen = False  # of an earlier fit
             self._settle(train_images, data)
             self.net.frozen = True
         log = self._train(

@@ -348,6 +348,9 @@ def test_a_frozen_norm_knows_all_training_pictures_before_the_first_step_and_kee
     assert len(norms) == 54 and len(seen) == 3 and seen[0].std() > 0
     now = torch.cat([norm.running_mean for norm in norms])
     assert all(torch.equal(now, each) for each in seen)
+    detector.fit(train[:5], None)  # once more: by these pictures
+    again = torch.cat([norm.running_mean for norm in norms])
+    assert not torch.equal(now, again) and again.abs().max() > 0
     assert not torch.equal(first, detector.net.encoder[0].weight)
 
 
@@ -360,7 +363,7 @@ def test_a_pretrained_encoder_moves_by_its_own_rate() -> None:
         before = {name: value.detach().clone() for name, value in detector.net.named_parameters()}
         detector.fit(varied(8), None)
         moved[share] = {
-            name: float((value - before[name]).abs().max()) for name, value in detector.net.named_parameters()
+            name: float((value.detach() - before[name]).abs().max()) for name, value in detector.net.named_parameters()
         }
     assert moved[0.1]["encoder.0.weight"] == pytest.approx(0.1 * moved[1.0]["encoder.0.weight"], rel=1e-3)
     assert moved[0.1]["decoder.0.weight"] == pytest.approx(moved[1.0]["decoder.0.weight"], rel=1e-3)
