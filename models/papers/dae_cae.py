@@ -260,8 +260,9 @@ RESNET: dict[str, Any] = {
     **OWN, "encoder": "resnet50", "size": 32, "train_batch": 8, "encoder_rate": 0.1, "frozen_norm": True,
 }
 VGG: dict[str, Any] = {**RESNET, "encoder": "vgg16", "encoder_rate": 0.01}
-# what noise of 0.1 at 256 px is after the reduction to 32 px: through 0.1 a random ResNet50 hands nothing on (docs)
-FAINT: dict[str, Any] = {**RESNET, "noise_level": 0.0125}
+# what noise of 0.1 at 256 px is after the reduction to 32 px: through 0.1 a random ResNet50 hands nothing on (docs);
+# and without a dense code the mean picture itself takes longer to learn
+FAINT: dict[str, Any] = {**RESNET, "noise_level": 0.0125, "lr": 2e-3, "encoder_rate": 0.05}
 
 
 @register(
