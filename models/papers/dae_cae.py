@@ -277,7 +277,7 @@ FAINT: dict[str, Any] = {**RESNET, "noise_level": 0.0125, "lr": 2e-3, "encoder_r
         "quick": DaeConfig(**OWN),
         "quick_ssim": DaeConfig(loss="ssim", **OWN),
         "quick_vgg16_mse": DaeConfig(**VGG),
-        "quick_vgg16_ssim": DaeConfig(loss="ssim", **VGG),
+        "quick_vgg16_ssim": DaeConfig(loss="ssim", noise_level=0.0125, **VGG),
         "quick_resnet50_mse": DaeConfig(**FAINT),
         "quick_resnet50_ssim": DaeConfig(loss="ssim", **{**FAINT, "epochs": 80}),
     },
