@@ -263,7 +263,7 @@ VGG: dict[str, Any] = {**RESNET, "encoder": "vgg16", "encoder_rate": 0.01}
 # what noise of 0.1 at 256 px is after the reduction to 32 px, where 0.1 hides the differences between pictures (docs)
 FAINT: dict[str, Any] = {"noise_level": 0.0125}
 # without a dense code the mean picture itself takes longer to learn
-NO_CODE: dict[str, Any] = {**RESNET, "lr": 2e-3, "encoder_rate": 0.05}
+NO_CODE: dict[str, Any] = {**RESNET, "lr": 2e-3, "encoder_rate": 0.05, "epochs": 80}
 
 
 @register(
@@ -280,7 +280,7 @@ NO_CODE: dict[str, Any] = {**RESNET, "lr": 2e-3, "encoder_rate": 0.05}
         "quick_vgg16_mse": DaeConfig(**VGG, **FAINT),
         "quick_vgg16_ssim": DaeConfig(loss="ssim", **VGG, **FAINT),
         "quick_resnet50_mse": DaeConfig(**NO_CODE, **FAINT),
-        "quick_resnet50_ssim": DaeConfig(loss="ssim", **{**NO_CODE, "epochs": 80}, **FAINT),
+        "quick_resnet50_ssim": DaeConfig(loss="ssim", **NO_CODE, **FAINT),
     },
 )
 class Dae(AutoencoderDetector):
