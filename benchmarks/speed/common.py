@@ -50,6 +50,20 @@ def child(module: str, arguments: Sequence[object]) -> dict[str, Any]:
     return {**json.loads(lines[-1]), "process_s": seconds}
 
 
+def in_checkout(checkout: Path, script: str, arguments: Sequence[str]) -> Any:
+    """JSON of the last line that `script --child arguments` prints where it imports the harness of `checkout`.
+
+    One thread. At its top the script may import from this file only what `checkout` has there too.
+    """
+    run = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", run, str(Path(script).resolve()), *arguments, "--child"],
+                          cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{checkout}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def finish(result: dict[str, Any]) -> None:
     """In a child: print what it measured, and its own peak of resident memory."""
     import resource

@@ -14,10 +14,7 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,6 @@ from typing import Any
 from benchmarks.speed.common import REPO, machine, table
 
 STEPS = 3
-CHILD = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 def measure(spec: str, count: int, settings: dict[str, str]) -> dict[str, float]:
@@ -65,15 +61,10 @@ def measure(spec: str, count: int, settings: dict[str, str]) -> dict[str, float]
 
 def child(checkout: Path, spec: str, count: int, settings: list[str]) -> float:
     """`measure` in a process that imports the models of `checkout`."""
-    command = [sys.executable, "-c", CHILD, str(Path(__file__).resolve()), spec, "--pictures", str(count), "--child"]
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *(["--set", *settings] if settings else [])], cwd=checkout, env=environment, capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise SystemExit(f"{checkout}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])["step_s"]
+    from benchmarks.speed.common import in_checkout
+
+    chosen = ["--set", *settings] if settings else []
+    return in_checkout(checkout, __file__, [spec, "--pictures", str(count), *chosen])["step_s"]
 
 
 def main() -> None:

@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -30,7 +27,6 @@ KINDS = {  # of torch's operations, by a part of their names
     "normalisation": ("norm",),
     "resizing, pooling": ("upsample", "pool", "pad", "grid_sampl"),
 }
-CHILD = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 def shares(seen: Any, seconds: float) -> dict[str, float]:
@@ -71,13 +67,9 @@ def measure(spec: str, root: Path, weights: str) -> dict[str, float]:
 
 def child(checkout: Path, spec: str, root: Path, weights: str) -> dict[str, float]:
     """`measure` in a process that imports the harness of `checkout`."""
-    command = [sys.executable, "-c", CHILD, str(Path(__file__).resolve()), spec, "--child", "--data-root", str(root),
-               "--weights", weights]
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{checkout}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    from benchmarks.speed.common import in_checkout
+
+    return in_checkout(checkout, __file__, [spec, "--data-root", str(root), "--weights", weights])
 
 
 def main() -> None:
