@@ -47,8 +47,8 @@ SHAKY = {
     "patch_svdd": 1e-3,  # distances of 1e-8 between codes near 1
     "puad": 1e-3,  # Mahalanobis distance with a covariance of 20 pictures
 }
-# Fitted twice, these may differ: the backward pass of resized or padded maps, and that of fused attention (anovit), adds
-# in any order on a GPU.
+# Fitted twice, these may differ, since the backward pass of resized or padded maps adds in any order on a GPU, as does
+# that of fused attention (anovit).
 MAY_DIFFER = {"supersimplenet", "draem", "efficientad", "csflow", "tsdn", "rb_ae", "gen_encdec", "ast", "riad", "puad",
               "anovit"}
 # Gone on with from a checkpoint, these do not end where an undisturbed training does.
@@ -314,7 +314,7 @@ def test_the_runner_goes_on_in_halves_where_memory_is_short(real_gpu: torch.devi
 
     def record(batch: int, results: str) -> dict[str, Any]:
         options = Options(data_root=tmp_path, results=tmp_path / results, weights="none", device=str(real_gpu),
-                          settings={"batch": str(batch)})
+                          settings={"batch": str(batch), "size": "256"})
         (job,) = make_plan(["patchcore@demo"], ["parts"], options, categories=["nut"]).jobs
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(real_gpu)
@@ -324,6 +324,7 @@ def test_the_runner_goes_on_in_halves_where_memory_is_short(real_gpu: torch.devi
     for batch in (8, 64):
         assert record(batch, f"at {batch}")["status"] == "ok"
         needed.append(torch.cuda.max_memory_reserved(real_gpu))
+    assert needed[1] > 1.2 * needed[0], f"{needed} bytes: what is left must lie between two sizes that differ"
     total = torch.cuda.get_device_properties(real_gpu).total_memory
     torch.cuda.set_per_process_memory_fraction(sum(needed) / 2 / total, real_gpu)
     try:
