@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +76,16 @@ Cli = Callable[..., Done]
 
 
 @pytest.fixture
-def cli() -> Cli:
+def quick_workers() -> Iterator[None]:
+    """The launcher's workers are forks; a file whose subject is their start has one that does nothing."""
+    from tests.forked import forked_workers
+
+    with forked_workers():
+        yield
+
+
+@pytest.fixture
+def cli(quick_workers: None) -> Cli:
     """Call the command line within this process (its workers are processes of their own)."""
     import run_benchmark
 

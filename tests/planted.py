@@ -1,15 +1,13 @@
 """Faults planted in the source one at a time, each of which a named quick test must catch.
 
 A fault is a text of one file replaced by another. `caught` runs the named test in a process of its own that imports the
-changed source; nothing on disk changes. These processes are forks of one that has imported what lies below this
-project, which takes most of the time of a quick test.
+changed source; nothing on disk changes. These processes are forks (`tests.forked`).
 """
 
 from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
-import multiprocessing
 import os
 import sys
 import tempfile
@@ -19,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from tests.forked import forks
+
 REPO = Path(__file__).parent.parent
-BELOW = ["pytest", "torch", "torchvision", "timm", "scipy.ndimage", "sklearn.neighbors", "anomalib.models"]
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,9 @@ def caught(fault: Fault) -> tuple[bool, str]:
     without ever importing the changed file.
     """
     fault.apply((REPO / fault.file).read_text(encoding="utf-8"))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(BELOW)
     with tempfile.TemporaryDirectory() as folder:
         said = Path(folder) / "output"
-        process = context.Process(target=_run, args=(fault, said))
+        process = forks().Process(target=_run, args=(fault, said))
         process.start()
         process.join()
         output = said.read_text(encoding="utf-8") if said.exists() else ""

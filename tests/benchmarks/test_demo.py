@@ -11,6 +11,7 @@ import pytest
 from benchmarks.store import Store
 from models import registry
 from tests.conftest import REPO, Cli
+from tests.forked import forked_workers
 
 BASELINE = REPO / "results" / "baselines" / "demo.json"
 
@@ -23,7 +24,8 @@ def demo_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("demo")
     command = json.loads(BASELINE.read_text())["command"].split()
     arguments = [*command[command.index("demo") :], "--results", str(results), "--device", "cpu", "--quiet"]
-    assert run_benchmark.main(arguments) == 0
+    with forked_workers():
+        assert run_benchmark.main(arguments) == 0
     return results
 
 

@@ -16,6 +16,13 @@ from benchmarks.plan import Options, make_plan
 from benchmarks.store import Store
 from tests.benchmarks import soak
 from tests.conftest import REPO, Cli
+from tests.forked import forked_workers
+
+
+@pytest.fixture
+def quick_workers() -> None:
+    """How workers die is the subject here: they are spawned, as in users' runs."""
+
 
 WAYS = {  # how a unit goes wrong -> words in what is said of it
     "error": "fit: the fake was told to fail",
@@ -64,7 +71,8 @@ def test_a_worker_that_cannot_go_on_is_replaced_at_its_place(
     monkeypatch.setattr(worker, "start", lambda index, workers: places.append(index) or start(index, workers))
     options = Options(data_root=data_root, results=tmp_path, weights="none", device="cpu")
     jobs = make_plan([f"fake_bad@{way}", "fake@slow", "fake"], ["parts"], options).jobs
-    outcome = local.run(jobs, workers=2, quiet=True)
+    with forked_workers():
+        outcome = local.run(jobs, workers=2, quiet=True)
     assert len(outcome.failed) == 2 and outcome.finished == 4
     assert len(places) >= 3 and set(places) == {0, 1}, "the process that was lost is not used again"
 
