@@ -14,7 +14,7 @@ from tests.models.baselines.common import build, equal, pictures
 
 @pytest.fixture(scope="module")
 def fitted():
-    detector = build("puad@quick", {"steps": "3"})
+    detector = build("puad@quick", {"steps": "1"})
     detector.fit(pictures(6), pictures(4, seed=2))
     return detector
 
