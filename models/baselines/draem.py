@@ -100,7 +100,7 @@ class Draem(Trained):
             broken, mask = defects.on(clean)
             return loss(clean, *self.trained["model"](broken), mask)
 
-        optimizer = Adam(self._parameters(), config.lr)
+        optimizer = Adam(self._parameters(), config.lr, fused=True)
         shares, factor = ((4 / 7, 6 / 7), 0.1) if config.library else ((0.8, 0.9), 0.2)
         schedule = MultiStepLR(optimizer, [int(config.epochs * share) for share in shares], factor)
         log = self._train(step, [optimizer], len(train), progress, schedulers=[schedule])

@@ -13,11 +13,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.optim import Adam
 from torch.optim.lr_scheduler import StepLR
 
 from models.base import Context, Images, ModelError, Prediction, Progress, no_progress
+from models.features import room
 from models.nn.preprocess import imagenet
 from models.nn.textures import Textures
 from models.nn.trained import Trained, TrainedConfig
@@ -51,6 +53,7 @@ class EfficientAd(Trained):
     Config = EfficientAdConfig
     config: EfficientAdConfig
     normalise = False  # the networks do it themselves
+    channels_last = True
 
     def __init__(self, config: EfficientAdConfig, context: Context) -> None:
         super().__init__(config, context)
@@ -77,7 +80,7 @@ class EfficientAd(Trained):
         used, held = (pictures[part] for part in split(len(pictures), 0.1, self.context, minimum=2))
         if validation is not None and len(validation):
             used, held = pictures, self._pictures(validation)
-        self._teacher_statistics(used)
+        outputs = self._teacher_statistics(used)
         device = self.context.device
         low, high = config.size // 2, config.size // 2 + config.size
 
@@ -93,42 +96,56 @@ class EfficientAd(Trained):
         def step(indices: Tensor, noise: torch.Generator) -> Tensor:
             x = used[indices]
             natural, kind, factor = ahead(1)
-            return self._loss(x, getattr(functional, f"adjust_{kind}")(x, factor), *natural.arrive())
+            return self._loss(x, getattr(functional, f"adjust_{kind}")(x, factor), *natural.arrive(),
+                              None if outputs is None else outputs[indices])
 
         model.student.requires_grad_(True)
         model.ae.requires_grad_(True)
         count = min(len(used), config.steps)  # a short setting does not reach every picture
         epochs = max(1, round(config.steps / count))
-        optimizer = Adam([p for p in model.parameters() if p.requires_grad], config.lr, weight_decay=1e-5)
+        optimizer = Adam([p for p in model.parameters() if p.requires_grad], config.lr, weight_decay=1e-5,
+                         fused=True)
         schedule = StepLR(optimizer, max(1, int(0.95 * epochs)), 0.1)
         log = self._train(step, [optimizer], count, progress, schedulers=[schedule], epochs=epochs)
         self._quantiles(held)
         return {**log, "textures": natural.describe()}
 
-    def _teacher(self, x: Tensor) -> Tensor:
-        """The teacher's channels with mean 0 and deviation 1 over the training pictures."""
+    def _teacher(self, x: Tensor, output: Tensor | None = None) -> Tensor:
+        """The teacher's channels with mean 0 and deviation 1 over the training pictures; output: its own, if known."""
         mean, std = (self.trained["model"].mean_std[key] for key in ("mean", "std"))
-        return ((self.trained["model"].teacher(x) - mean) / std).detach()
+        return (((self.trained["model"].teacher(x) if output is None else output) - mean) / std).detach()
 
-    def _loss(self, x: Tensor, altered: Tensor, natural: Tensor) -> Tensor:
+    def _half(self, x: Tensor, part: slice) -> Tensor:
+        """The student's channels `part`, without the time for the others."""
+        student = self.trained["model"].student
+        name, last = [(k, layer) for k, layer in student.named_children() if isinstance(layer, nn.Conv2d)][-1]
+        return functional_call(student, {f"{name}.{key}": value[part] for key, value in last.named_parameters()}, x)
+
+    def _loss(self, x: Tensor, altered: Tensor, natural: Tensor, output: Tensor | None = None) -> Tensor:
         """The hardest distances to the teacher and the output on natural pictures (Sec. 3.2); on altered pictures the
         autoencoder against the teacher, and the student's second half against the autoencoder (Sec. 3.3)."""
         model = self.trained["model"]
-        distance = (self._teacher(x) - model.student(x)[:, :CHANNELS]).square()
+        first, second = slice(CHANNELS), slice(CHANNELS, None)
+        distance = (self._teacher(x, output) - self._half(x, first)).square()
         hard = distance >= torch.quantile(distance.flatten(), 0.999)
         rebuilt = model.ae(altered, altered.shape[-2:])
-        terms = self._teacher(altered) - rebuilt, model.student(altered)[:, CHANNELS:] - rebuilt
-        penalty = model.student(natural)[:, :CHANNELS]
+        terms = self._teacher(altered) - rebuilt, self._half(altered, second) - rebuilt
+        penalty = self._half(natural, first)
         return (distance * hard).sum() / hard.sum() + sum(t.square().mean() for t in (penalty, *terms))
 
     @torch.no_grad()
-    def _teacher_statistics(self, pictures: Tensor) -> None:
-        """Mean and standard deviation of each channel of the teacher over the training pictures."""
-        model = self.trained["model"]
-        found = (model.teacher(x).double() for x in pictures.split(1))
-        powers = torch.stack([torch.stack([y, y.square()]).mean((1, 3, 4)) for y in found]).mean(0).view(2, 1, -1, 1, 1)
+    def _teacher_statistics(self, pictures: Tensor) -> Tensor | None:
+        """Mean and deviation of each channel of the teacher over the pictures; its outputs, if memory holds them."""
+        model, sums, kept = self.trained["model"], [], []
+        for x in pictures.split(1):
+            output = model.teacher(x)
+            sums.append(torch.stack([y.mean((0, 2, 3)) for y in (output.double(), output.double().square())]))
+            if output.nbytes * len(pictures) <= room(output.device):
+                kept.append(output)
+        powers = torch.stack(sums).mean(0).view(2, 1, -1, 1, 1)
         model.mean_std["mean"].copy_(powers[0])
         model.mean_std["std"].copy_((powers[1] - powers[0].square()).clamp_min(1e-12).sqrt())
+        return torch.cat(kept) if len(kept) == len(pictures) else None
 
     def _maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Squared distances of the student to teacher and autoencoder, [B, 1, h, w] on the teacher's grid."""

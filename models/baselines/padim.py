@@ -9,6 +9,7 @@ as anomalib has it, whose Gaussians these are without the seconds that its impor
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,7 @@ class Padim(Detector):
         if not 0 < config.dimensions <= total:
             raise ModelError(f"padim: dimensions={config.dimensions}; {config.backbone} has {total} in {config.layers}")
         order = torch.randperm(total, generator=generator(context, "dimensions"))
-        self.kept = order[: config.dimensions].to(context.device)
+        self._keep(order[: config.dimensions])
         self.mean = self.inverse = torch.empty(0)
 
     def fit(self, train: Images, validation: Images | None, progress: Progress = no_progress) -> None:
@@ -91,15 +92,25 @@ class Padim(Detector):
         return Prediction(torch.cat(maps), None)
 
     def _embeddings(self, images: Images) -> Any:
+        """The kept dimensions in their order, a chunk of pictures at a time; those left out are not brought to size."""
         for features in extract(self.net, self.preprocess, images, self.context.device, self.context.features):
-            first, *rest = (features[layer] for layer in self.net.layers)
-            yield torch.cat([first, *(F.interpolate(m, first.shape[-2:]) for m in rest)], 1)[:, self.kept]
+            first, *rest = (features[layer][:, own] for layer, own in zip(self.net.layers, self.own, strict=True))
+            yield torch.cat([first, *(F.interpolate(m, first.shape[-2:]) for m in rest)], 1)[:, self.places]
+
+    def _keep(self, kept: Tensor) -> None:
+        """Remember the dimensions that are kept, each stage's own, and where these stand when stages are joined."""
+        edges = torch.tensor([0, *self.net.channels.values()]).cumsum(0).tolist()
+        stages = [((kept >= low) & (kept < high)).nonzero()[:, 0] for low, high in itertools.pairwise(edges)]
+        device = self.context.device
+        self.kept, self.places = kept.to(device), torch.cat(stages).argsort().to(device)
+        self.own = [(kept[stage] - low).to(device) for stage, low in zip(stages, edges, strict=False)]
 
     def state_dict(self) -> dict[str, Any]:
         return {"kept": self.kept, "mean": self.mean, "inverse": self.inverse}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.kept, self.mean, self.inverse = (state[k].to(self.context.device) for k in ("kept", "mean", "inverse"))
+        self._keep(state["kept"].cpu())
+        self.mean, self.inverse = (state[k].to(self.context.device) for k in ("mean", "inverse"))
 
 
 def gaussians(embeddings: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,7 +93,7 @@ class SimpleNet(Detector):
             return noise_loss(self.discriminator, real, config.noise_std, config.margin, noise)
 
         optimizers = [
-            torch.optim.AdamW(self.adapter.parameters(), lr=config.adapter_lr),
+            torch.optim.AdamW(self.adapter.parameters(), lr=config.adapter_lr, fused=True),
             optimizer(self.discriminator, config.lr),
         ]
         return train(

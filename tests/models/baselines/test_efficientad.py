@@ -69,6 +69,22 @@ def test_parameters(model):
     assert sizes == [describing(384), describing(768), count(encoder + decoder)]
 
 
+@pytest.mark.parametrize("size", ["small", "medium"])
+def test_half_of_the_student_is_that_half_of_its_output(size):
+    detector = build("efficientad@quick", {"model": size})
+    x, student = torch.rand(1, 3, 256, 256), detector.trained["model"].student
+    for part in (slice(384), slice(384, None)):
+        torch.testing.assert_close(detector._half(x, part), student(x)[:, part])
+
+
+def test_kept_outputs_of_the_teacher_change_no_loss(detector, batches):
+    x, altered, natural = batches
+    detector.trained["model"].eval()
+    output = detector.trained["model"].teacher(x)
+    torch.testing.assert_close(detector._loss(x, altered, natural, output), detector._loss(x, altered, natural))
+    assert not torch.equal(detector._loss(x, altered, natural, 2 * output), detector._loss(x, altered, natural))
+
+
 def test_loss_is_the_papers(detector, batches):
     """Term by term, and in what direction each network is pushed."""
     x, altered, natural = batches
