@@ -14,29 +14,62 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.speed.common import REPO
 
+# commits that 'before' means, unpacked from git while they are measured: before the folded form of frozen backbones,
+# and before the loop and the memory formats that trainings share
+BEFORE, BEFORE_STEPS = "e1bd5fc", "1e203f4"
 TARGET = REPO / "results" / "measured" / "speed.md"
 
 
 class Section(NamedTuple):
-    """A command below benchmarks/speed, the title of its section, arguments that make it quick, and what it lacks."""
+    """A command below benchmarks/speed, the title of its section, arguments that make it quick, and what it lacks.
+
+    quick: options to add, or all arguments where it begins with none. most: rounds at most, where one costs minutes; 0
+    takes `--rounds`.
+    """
 
     title: str
     command: str
     quick: str
     lacks: str
+    most: int = 0
 
 
 SECTIONS = {
     "unit": Section(
         "Whole unit: PatchCore 1 %, ResNet-18, beside anomalib's Engine",
         "unit_speed --data-root DIR --weights WDIR --rounds N", "--images 8",
-        "PaDiM, STFPM, DRAEM and EfficientAD beside anomalib's Engine; pictures in sizes other than bottle's."),
+        "Pictures in sizes other than bottle's; more rounds: anomalib's coreset takes minutes in each.", 2),
+    "padim": Section(
+        "Whole unit: PaDiM, ResNet-18, beside anomalib's Engine",
+        "unit_speed --method padim --data-root DIR --weights WDIR --rounds N", "--images 8",
+        "Wide ResNet-50; our passes through the backbone alone take a fourth of anomalib's whole time.", 3),
+    "training": Section(
+        "Training steps beside anomalib's under Lightning",
+        "train_speed stfpm efficientad draem --data-root DIR --weights WDIR --rounds N",
+        "stfpm --data-root DIR --weights WDIR --steps 2 --rounds 1",
+        "EfficientAD's own teacher and ImageNet; a loss of DRAEM's and EfficientAD's that is equal step by step, since "
+        "what is drawn differs; a training to its end.", 3),
+    "before": Section(
+        "Training steps before and after",
+        "step_speed dae@mse:size=128 cae@mse:size=128 gen_encdec@paper:size=64 tsdn@paper:size=128 "
+        f"rb_ae@paper:size=128 draem@paper:size=64 simplenet@resnet18 --against {BEFORE_STEPS} --rounds N",
+        f"dae@mse:size=64 simplenet@demo --against {BEFORE_STEPS} --rounds 1",
+        "Sizes of the papers, whose steps take minutes here, and their batches.", 3),
+    "start-up": Section(
+        "Start-up", "startup_speed --data-root DIR --weights WDIR --rounds N", "",
+        "A cold disk; methods that train anomalib's networks, whose import takes seconds more."),
+    "profile": Section(
+        "Profile of whole units, before and after",
+        f"unit_profile patchcore@resnet18 tsdn@quick:epochs=1 --data-root DIR --weights WDIR --against {BEFORE} "
+        "--rounds N", f"patchcore@demo --data-root DIR --weights WDIR --against {BEFORE} --rounds 1",
+        "TSDN's full training: in one of its 20 epochs the superpixels, made once, weigh twenty times as much.", 1),
     "neighbours": Section(
         "Neighbour search beside anomalib's",
         "parts_speed neighbours --data-root DIR --weights WDIR --train 24 --rounds N", "--train 8",
@@ -54,24 +87,27 @@ SECTIONS = {
     "coreset": Section(
         "Coreset beside anomalib's KCenterGreedy",
         "coreset_speed --pictures DIR/mvtec_ad/bottle/train/good --weights WDIR --points 16384 65536 --rounds N",
-        "--points 4096 --steps 3", "anomalib's selection in full: its time is taken from single steps."),
+        "--points 4096 --steps 3", "anomalib's selection in full: its time is taken from single steps.", 3),
     "metrics": Section(
-        "Metrics beside others", "metrics_speed --rounds N", "--quick", "Pictures of a real data set."),
+        "Metrics beside others", "metrics_speed --rounds N", "--quick", "Pictures of a real data set.", 3),
     "metrics growth": Section(
         "Metrics: cost over the number of pixels", "metrics_speed --growth --rounds N", "--quick",
-        "What the table ends at: memory bounds it, not time."),
+        "More than 500 million pixels: a row of 500 takes most of a minute, of which making the maps is half.", 2),
     "defects": Section(
         "Artificial defects, and inference of the two methods that train on them",
         "defects_speed --only defects inference", "--only defects", "Another implementation beside it."),
     "passes": Section(
         "A frozen backbone's pass on a CPU", "cpu_speed passes --rounds N", "--pictures 1",
         "torch.compile's form, and networks other than ResNets."),
+    "load": Section(
+        "The demo beside busy processes", "cpu_speed load --rounds N", "",
+        "All methods of the demo, which take minutes more.", 2),
     "waiting": Section(
         "How waiting threads wait", "cpu_speed waiting --rounds N", "",
         "A machine of its own, where threads that spin answer sooner."),
     "steps": Section(
         "What a training step is bound by", "epoch_speed dae@mse tsdn@quick rb_ae@quick --profile",
-        "dae@mse --profile", "Another implementation beside it; gen_encdec, DRAEM and SimpleNet."),
+        "dae@mse --profile", "Another implementation beside it."),
     "ensembles": Section(
         "Ensembles", "ensemble_speed --weights WDIR --rounds N", "--size 2000 200 --pictures 10",
         "Members of other backbones."),
@@ -80,9 +116,11 @@ SECTIONS = {
 
 def run(section: Section, arguments: argparse.Namespace) -> str | None:
     """The body of a section in Markdown; None when its command failed, whose errors went to the screen."""
-    words = section.command.replace(" N", f" {arguments.rounds}").split()
+    rounds = min(arguments.rounds, section.most or arguments.rounds)
+    words = section.command.replace(" N", f" {rounds}").split()
     if arguments.quick:
-        words = [words[0], *section.quick.split()] if words[0] == "epoch_speed" else words + section.quick.split()
+        quick = section.quick.split()
+        words = words + quick if section.quick.startswith("--") else [words[0], *(quick or words[1:])]
     shown = shlex.join(["python", "-m", f"benchmarks.speed.{words[0]}", *words[1:]])
     places = {"WDIR": str(arguments.weights), "DIR": str(arguments.data_root)}
     real = [re.sub("WDIR|DIR", lambda found: places[found[0]], word) for word in words]
@@ -127,8 +165,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.weights = Path(given.weights).resolve()
     failed = []
     for name in given.only:
-        print(f"{name} ...", flush=True)
+        print(f"{name} ...", end="", flush=True)
+        start = time.monotonic()
         body = run(SECTIONS[name], given)
+        print(f" {'failed after ' if body is None else ''}{time.monotonic() - start:.0f} s", flush=True)
         if body is None:
             failed.append(name)
             continue

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -62,6 +64,22 @@ def in_checkout(checkout: Path, script: str, arguments: Sequence[str]) -> Any:
     if done.returncode:
         raise SystemExit(f"{checkout}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextmanager
+def checkout_of(place: str) -> Iterator[Path]:
+    """Another checkout of this repository by its path, or a commit of this one, unpacked into a temporary folder."""
+    if (Path(place) / "run_benchmark.py").is_file():
+        yield Path(place).resolve()
+        return
+    archive = subprocess.run(["git", "archive", place], cwd=REPO, capture_output=True, check=False)
+    if archive.returncode:
+        raise SystemExit(f"{place} is neither a checkout of this repository nor a commit that it holds (a shallow "
+                         f"clone lacks older ones: `git fetch --unshallow`): {archive.stderr.decode()[-300:]}")
+    with tempfile.TemporaryDirectory() as held:
+        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+            files.extractall(held, filter="data")
+        yield Path(held)
 
 
 def finish(result: dict[str, Any]) -> None:

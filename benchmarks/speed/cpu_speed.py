@@ -2,6 +2,7 @@
 
     python -m benchmarks.speed.cpu_speed passes    # against the same network with batch norms, channels first
     python -m benchmarks.speed.cpu_speed waiting   # a training step with two threads, in processes of their own
+    python -m benchmarks.speed.cpu_speed load      # the demo of some methods alone and beside eight busy processes
 
 Contestants alternate; medians. `waiting` shows something only where other work runs on the same cores.
 """
@@ -12,14 +13,18 @@ import argparse
 import contextlib
 import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.speed.common import child, finish, machine, middle, table
+from benchmarks.speed.common import REPO, child, finish, machine, middle, table
 
 WAYS = {"PASSIVE, as workers set it": "PASSIVE", "not set, as OpenMP has it": ""}
 STEPS = 10
+DEMO = ("patchcore",)
 
 
 def timed(call: Callable[..., Any], *arguments: Any) -> float:
@@ -93,10 +98,42 @@ def waiting(rounds: int) -> None:
     ])
 
 
+def demo_seconds(busy: int) -> dict[str, float]:
+    """Seconds and processor seconds of the demo beside so many processes that compute without end."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+    try:
+        with tempfile.TemporaryDirectory() as results:
+            start = time.perf_counter()
+            command = [sys.executable, "run_benchmark.py", "demo", "--methods", *DEMO, "--quiet", "--results", results]
+            process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            _, code, usage = os.wait4(process.pid, 0)
+            if code:
+                raise SystemExit(f"{' '.join(command)} ended with {code}")
+            return {"wall": time.perf_counter() - start, "cpu": usage.ru_utime + usage.ru_stime}
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def load(rounds: int) -> None:
+    """Table of the demo alone and beside busy processes."""
+    found: dict[int, list[dict[str, float]]] = {0: [], 8: []}
+    for _ in range(rounds):
+        for busy, runs in found.items():
+            runs.append(demo_seconds(busy))
+    print(f"The demo of {', '.join(DEMO)}.\n")
+    alone = middle(found[0], "cpu")
+    table(["busy processes beside it", "CPU s", "times alone", "wall s"], [
+        [str(busy), f"{middle(runs, 'cpu'):.1f}", f"{middle(runs, 'cpu') / alone:.2f}", f"{middle(runs, 'wall'):.1f}"]
+        for busy, runs in found.items()
+    ])
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["passes", "waiting"])
+    parser.add_argument("what", choices=["passes", "waiting", "load"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pictures", type=int, default=8, help="of a pass, at 256 x 256")
     parser.add_argument("--networks", nargs="+", default=["resnet18.tv_in1k", "wide_resnet50_2.tv_in1k"])
@@ -105,7 +142,9 @@ def main() -> None:
     if args.child:
         return finish(step_seconds())
     print(f"{machine()}. Medians of {args.rounds} alternating rounds.\n", flush=True)
-    return passes(args.networks, args.pictures, args.rounds) if args.what == "passes" else waiting(args.rounds)
+    if args.what == "passes":
+        return passes(args.networks, args.pictures, args.rounds)
+    return waiting(args.rounds) if args.what == "waiting" else load(args.rounds)
 
 
 if __name__ == "__main__":

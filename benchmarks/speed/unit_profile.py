@@ -1,8 +1,7 @@
 """Where the time of a whole unit goes: convolutions, other tensor work, and Python with the rest.
 
-    git worktree add BEFORE COMMIT
-    python -m benchmarks.speed.unit_profile patchcore@resnet18 tsdn@quick --data-root DIR --weights WDIR \\
-        --against BEFORE
+    python -m benchmarks.speed.unit_profile patchcore@resnet18 tsdn@quick:epochs=1 --data-root DIR --weights WDIR \\
+        --against COMMIT
 
 One unit on DIR/mvtec_ad/bottle from the plan to the stored record, after the imports, under torch's profiler; this
 checkout and the other one (where given) in turns, each run a process of its own with one thread. Let nothing else run:
@@ -12,10 +11,12 @@ torch's profiler counts seconds, not processor seconds.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,9 @@ def measure(spec: str, root: Path, weights: str) -> dict[str, float]:
     memory.reuse()
     registry.method_class(spec.partition("@")[0])
     with tempfile.TemporaryDirectory() as scratch:
-        options = Options(data_root=root, results=Path(scratch), weights=weights, device="cpu")
+        spec, _, entries = spec.partition(":")
+        settings = dict(entry.split("=", 1) for entry in entries.split(",") if entry)
+        options = Options(data_root=root, results=Path(scratch), weights=weights, device="cpu", settings=settings)
         (job,) = make_plan([spec], ["mvtec_ad"], options, categories=["bottle"]).jobs
         with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
             start = time.perf_counter()
@@ -74,10 +77,10 @@ def child(checkout: Path, spec: str, root: Path, weights: str) -> dict[str, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("methods", nargs="+", help="method@preset")
+    parser.add_argument("methods", nargs="+", help="method@preset, with settings as in tsdn@quick:epochs=1")
     parser.add_argument("--data-root", type=Path, required=True, help="holds mvtec_ad/bottle")
     parser.add_argument("--weights", default="none", help="directory of weights, auto or none")
-    parser.add_argument("--against", type=Path, help="another checkout of this repository")
+    parser.add_argument("--against", help="another checkout of this repository, or a commit of it")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -88,23 +91,26 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(measure(arguments.methods[0], root, weights)))
         return
-    checkouts = {"before": arguments.against.resolve()} if arguments.against else {}
-    checkouts["now"] = REPO
-    for checkout in checkouts.values():
-        if not (checkout / "run_benchmark.py").is_file():
-            parser.error(f"{checkout} is no checkout of this repository")
-    print(f"{machine()}. One thread, medians of {arguments.rounds} alternating rounds.\n", flush=True)
+    print(f"{machine()}. One thread, medians of {arguments.rounds} alternating rounds; seconds.\n", flush=True)
     kinds = [*KINDS, "other tensor operations", "outside torch"]
-    rows = []
-    for spec in arguments.methods:
-        held: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
-        for _ in range(arguments.rounds):
-            for name, checkout in checkouts.items():
-                held[name].append(child(checkout, spec, root, weights))
-        for name, runs in held.items():
-            seconds = {kind: statistics.median(run[kind] for run in runs) for kind in (*kinds, "all")}
-            rows.append([spec, name, f"{seconds['all']:.1f}", *(f"{seconds[kind]:.1f}" for kind in kinds)])
-    table(("unit", "", "s", *kinds), rows)
+    from benchmarks.speed.common import checkout_of
+
+    def rows(checkouts: dict[str, Path]) -> Iterator[list[str]]:
+        for spec in arguments.methods:
+            held: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
+            for _ in range(arguments.rounds):
+                for name, checkout in checkouts.items():
+                    held[name].append(child(checkout, spec, root, weights))
+            for name, runs in held.items():
+                seconds = {kind: statistics.median(run[kind] for run in runs) for kind in (*kinds, "all")}
+                shares = (f"{seconds[kind]:.1f} ({seconds[kind] / seconds['all']:.0%})" for kind in kinds)
+                yield [spec, name, f"{seconds['all']:.1f}", *shares]
+
+    with contextlib.ExitStack() as stack:
+        checkouts = {}
+        if arguments.against:
+            checkouts[f"before ({Path(arguments.against).name})"] = stack.enter_context(checkout_of(arguments.against))
+        table(("unit", "", "all", *kinds), rows({**checkouts, "now": REPO}))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from benchmarks.speed import __main__ as speed
+from benchmarks.speed.common import checkout_of
 
 OLD = "# Speed\n\nIntroduction.\n\n## First\n\nold\n\n## Second\n\nstays\n\n### Part\n\nstays too\n\n## GPU\n\nstays\n"
 
@@ -29,7 +31,8 @@ def test_every_section_names_a_script_and_keeps_its_place_in_the_file() -> None:
         options = {word for word in f"{section.command} {section.quick}".split() if word.startswith("--")}
         code = script.read_text(encoding="utf-8") + (script.parent / "common.py").read_text(encoding="utf-8")
         assert all(f'"{option}"' in code for option in options), (section.command, options)
-        assert section.title.startswith("Metrics") or f"## {section.title}\n" in text
+    by_hand = {"AUPRO of the whole unit beside anomalib's", "GPU"}
+    assert set(re.findall(r"(?m)^## (.*)$", text)) <= {*titles, *by_hand}  # no subject stands there twice
 
 
 def test_a_command_is_run_and_shown_without_the_paths_of_this_machine(
@@ -48,6 +51,41 @@ def test_a_command_is_run_and_shown_without_the_paths_of_this_machine(
     assert "python -m benchmarks.speed.report_speed --records 4 --records 3\n```" in text
     assert "Lacking: pictures." in text and str(tmp_path) not in text
     assert re.search(r"## First\n\n```\n.*\n```\n\n.*3 records", text, re.S) and "## Second\n\nstays\n" in text
+
+
+def test_a_section_has_its_own_number_of_rounds_at_most_and_quick_arguments_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mvtec_ad/bottle/train/good").mkdir(parents=True)
+    monkeypatch.setattr(speed, "SECTIONS", {
+        "few": speed.Section("Few", "report_speed --records N", "", "x.", 3),
+        "many": speed.Section("Many", "report_speed --records N", "--records 2 --seed 1", "x."),
+        "anew": speed.Section("Anew", "report_speed a b --records N", "a --records 2", "x."),
+    })
+    seen: list[list[str]] = []
+
+    def done(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        seen.append(command[3:])
+        return subprocess.CompletedProcess(command, 0, "text")
+
+    monkeypatch.setattr(speed.subprocess, "run", done)
+    common = ["--data-root", str(tmp_path), "--target", str(tmp_path / "speed.md"), "--rounds", "5"]
+    assert speed.main(common) == speed.main([*common, "--quick"]) == 0
+    assert seen == [
+        ["--records", "3"], ["--records", "5"], ["a", "b", "--records", "5"],
+        ["--records", "3"], ["--records", "5", "--records", "2", "--seed", "1"], ["a", "--records", "2"],
+    ]
+    assert re.search(r"few \.\.\. \d+ s\n", capsys.readouterr().out)
+
+
+def test_a_commit_is_unpacked_for_as_long_as_it_is_compared(tmp_path: Path) -> None:
+    with checkout_of("HEAD") as found:
+        assert (found / "run_benchmark.py").is_file() and found != speed.REPO
+    assert not found.exists()
+    with checkout_of(str(speed.REPO)) as found:
+        assert found == speed.REPO
+    with pytest.raises(SystemExit, match="neither a checkout"), checkout_of("no-such-commit"):
+        pass
 
 
 def test_quick_figures_do_not_overwrite_the_real_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
