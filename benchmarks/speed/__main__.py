@@ -49,7 +49,7 @@ SECTIONS = {
     "padim": Section(
         "Whole unit: PaDiM, ResNet-18, beside anomalib's Engine",
         "unit_speed --method padim --data-root DIR --weights WDIR --rounds N", "--images 8",
-        "Wide ResNet-50; our passes through the backbone alone take a fourth of anomalib's whole time.", 3),
+        "Wide ResNet-50.", 3),
     "training": Section(
         "Training steps beside anomalib's under Lightning",
         "train_speed stfpm efficientad draem --data-root DIR --weights WDIR --rounds N",
