@@ -4,8 +4,9 @@
         --against COMMIT
 
 One unit on DIR/mvtec_ad/bottle from the plan to the stored record, after the imports, under torch's profiler; this
-checkout and the other one (where given) in turns, each run a process of its own with one thread. Let nothing else run:
-torch's profiler counts seconds, not processor seconds.
+checkout and the other one (where given) in turns, each run a process of its own with one thread. Weights
+that are not at hand are random ones, which take the same time. Let nothing else run: torch's profiler counts seconds,
+not processor seconds.
 """
 
 from __future__ import annotations
@@ -57,8 +58,10 @@ def measure(spec: str, root: Path, weights: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         spec, _, entries = spec.partition(":")
         settings = dict(entry.split("=", 1) for entry in entries.split(",") if entry)
-        options = Options(data_root=root, results=Path(scratch), weights=weights, device="cpu", settings=settings)
-        (job,) = make_plan([spec], ["mvtec_ad"], options, categories=["bottle"]).jobs
+        plans = (make_plan([spec], ["mvtec_ad"], Options(
+            data_root=root, results=Path(scratch), weights=source, device="cpu", settings=settings,
+        ), categories=["bottle"]) for source in (weights, "none"))
+        (job,) = next(plan.jobs for plan in plans if plan.jobs)
         with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
             start = time.perf_counter()
             record = run_unit(job, lambda *step: None)
