@@ -5,6 +5,8 @@ BIN = $(VENV)/bin
 DATA_ROOT ?=
 WEIGHTS ?= auto
 WORKERS ?= 2
+# whoever is done takes tests from another's end; tests of one file stay together until then
+SIDE_BY_SIDE = -n $(WORKERS) --dist worksteal
 LOCK ?= requirements.lock
 # LOCK= installs the newest versions that requirements.txt allows
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCK),-c $(LOCK))
@@ -18,13 +20,13 @@ demo: $(VENV)/.run
 	$(BIN)/python run_benchmark.py demo
 
 test: $(VENV)/.dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" --timeout 600 -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" --timeout 600 $(SIDE_BY_SIDE)
 
 test-gpu: $(VENV)/.dev  ## what a GPU must show before its numbers count; ends with a verdict and gpu_verdict.json
 	$(BIN)/python -m tests.gpu
 
-test-all: $(VENV)/.dev lint
-	$(BIN)/python -m pytest --timeout 3600
+test-all: $(VENV)/.dev lint  ## also the slow tests; timings on a GPU are for `make test-gpu`
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" --timeout 3600 $(SIDE_BY_SIDE)
 
 speed: $(VENV)/.run  ## the tables of results/measured/speed.md anew, on an idle machine: DATA_ROOT=DIR [WEIGHTS=DIR]
 	$(BIN)/python -m benchmarks.speed --data-root "$(DATA_ROOT)" --weights "$(WEIGHTS)"

@@ -47,7 +47,7 @@ def test_what_python_gives_is_what_the_command_line_prints(cli: Cli, tmp_path: P
     assert len(frame) == 16 and frame.value.max() == 0.92234567891
 
 
-def test_a_run_gives_its_records_and_says_what_failed(tmp_path: Path) -> None:
+def test_a_run_gives_its_records_and_says_what_failed(quick_workers: None, tmp_path: Path) -> None:
     make_mvtec(tmp_path / "parts" / "nut", train=3, good=2, bad=2)
     make_mvtec(tmp_path / "parts" / "plate", train=3, good=2, bad=2)
     asked = {"data_root": tmp_path, "results": tmp_path / "r", "weights": "none", "device": "cpu"}

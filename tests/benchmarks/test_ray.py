@@ -16,6 +16,7 @@ from benchmarks.plan import Options, make_plan
 from benchmarks.runner import maps_dir
 from benchmarks.store import Store
 from benchmarks.units import Job
+from tests.forked import forked_workers
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (requirements-cluster.txt)")
 METHODS = ["fake@slow", "fake@noisy"]
@@ -56,7 +57,8 @@ class Killer(threading.Thread):
 def test_records_equal_the_local_ones_although_a_worker_is_killed(data_root: Path, tmp_path: Path) -> None:
     from benchmarks.launchers import ray as launcher
 
-    done = local.run(jobs(data_root, tmp_path / "local"), workers=2, quiet=True)
+    with forked_workers():
+        done = local.run(jobs(data_root, tmp_path / "local"), workers=2, quiet=True)
     assert done.finished == 8 and not done.failed
     killer = Killer()
     gathered = launcher.run(jobs(data_root, tmp_path / "ray"), workers=2, quiet=True, upload=True,

@@ -291,10 +291,10 @@ def wait_for_records(results: Path, count: int, seconds: float = 120) -> None:
 
 
 def test_kill_in_the_third_unit_then_run_again(cli: Cli, data_root: Path, tmp_path: Path) -> None:
-    arguments = run_args(data_root, tmp_path, "--methods", "fake@slow", "--seeds", 0, 1, "--set", "wait=0.3")
+    arguments = run_args(data_root, tmp_path, "--methods", "fake@slow", "--seeds", 0, 1, "--set", "wait=0.15")
     process = start(*arguments)
     wait_for_records(tmp_path, 2)
-    time.sleep(0.3)
+    time.sleep(0.2)
     process.kill()
     process.communicate()
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("seed*.json")}

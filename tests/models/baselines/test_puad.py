@@ -9,6 +9,7 @@ from sklearn.covariance import LedoitWolf
 
 from models.base import ModelError
 from models.baselines.efficientad import EfficientAd
+from models.nn.training import split
 from tests.models.baselines.common import build, equal, pictures
 
 
@@ -61,3 +62,20 @@ def test_without_a_validation_split_a_tenth_stands_for_it_and_one_picture_is_too
     detector = build("puad@quick", {"steps": "2"})
     with pytest.raises(ModelError, match="1 validation pictures"):
         detector.fit(pictures(6), None)
+    train, (kept, held) = pictures(20), split(20, 0.1, detector.context, minimum=2)
+    asked: dict[str, list[int]] = {"means": [], "scores": []}
+
+    def means(batch):
+        asked["means"] += map(id, batch)
+        return torch.tensor([[p.mean(), p.std()] for p in batch])
+
+    def scores(batch):
+        asked["scores"] += map(id, batch)
+        return tuple(torch.tensor([[p.mean(), p.std()] for p in batch]).T)
+
+    monkeypatch.setattr(EfficientAd, "fit", lambda *_: {})  # holds back the same ones
+    monkeypatch.setattr(detector, "_means", means)
+    monkeypatch.setattr(detector, "_scores", scores)
+    detector.fit(train, None)
+    assert asked == {"means": [id(train[i]) for i in kept], "scores": [id(train[i]) for i in held]}
+    assert len(held) == 2 and detector.scales[0] == pytest.approx(np.mean([train[i].mean() for i in held]))
