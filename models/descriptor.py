@@ -21,6 +21,7 @@ from torch.optim import Adam
 
 from models.base import Context, ModelError, Progress
 from models.features import RESNET18, backbone
+from models.nn.floor import mark
 from models.nn.patch_encoder import crops
 from models.nn.preprocess import imagenet
 from models.nn.textures import Textures
@@ -33,6 +34,7 @@ LAYERS = {  # (side, channels) by side of the patch: Tables 4 and 5; two sides t
     33: ((5, 128), POOL, (5, 256), POOL, (2, 256), (4, 128)),
     65: ((5, 128), POOL, (5, 128), POOL, (5, 256), POOL, (4, 256), (1, 128)),
 }
+UNLEARNT = 0.95  # share of the features' variance; whoever leaves more unexplained has learnt next to nothing
 ROUND = 500  # steps that one value of the log is the mean of
 _made: dict[Any, tuple[dict[str, Tensor], dict[str, Any]]] = {}  # teachers do not hang on the category
 
@@ -166,10 +168,26 @@ class Teacher(Descriptor):
 
 
 def compactness(rows: Tensor) -> Tensor:
-    """Sum of the correlations of every two values over a batch of descriptors [N, d] (Eq. 5)."""
+    """Sum of the correlations of every two values over a batch of descriptors [N, d] (Eq. 5).
+
+    As printed. Its least value, -d, is reached where the values add up to a constant, however alike two of them are; a
+    sum of squares, as in L2-Net (Tian et al., CVPR 2017), would not be. Which one the authors ran is not public.
+    """
     unit = F.normalize(rows - rows.mean(0), dim=0)
     correlation = unit.T @ unit
     return correlation.sum() - correlation.diagonal().sum()
+
+
+def learnt(log: dict[str, Any], teachers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Mark a training log ('floor') where a teacher says hardly more of new patches than the mean of its target does.
+
+    teachers: their logs by name. What students of such a teacher miss is no more than some random network's output.
+    """
+    for name, found in teachers.items():
+        if found["unexplained"] > UNLEARNT:
+            explained = 1 - found["unexplained"]
+            mark(log, "floor", f"{name} explains {explained:.1%} of the variance of the features that it was to learn: "
+                               "distil it longer (teacher_steps)")
 
 
 def teachers(config: DescriptorConfig, context: Context) -> dict[str, Teacher]:

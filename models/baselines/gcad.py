@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from models.base import Context, Images, Prediction, Progress, no_progress
-from models.descriptor import DescriptorConfig, taught, teachers
+from models.descriptor import DescriptorConfig, learnt, taught, teachers
 from models.nn.gcad_networks import SLOPE, Global, UNet, fading
 from models.nn.trained import Trained
 from models.nn.training import split
@@ -52,7 +52,7 @@ class GcadConfig(DescriptorConfig):
     "p17": GcadConfig(patches=(17,)),
     "p33": GcadConfig(patches=(33,)),
     "quick": GcadConfig(
-        patches=(17,), narrow=16, layer="layer3", textures="embedded", natural_size=128, teacher_steps=200,
+        patches=(17,), narrow=16, layer="layer3", textures="embedded", natural_size=128, teacher_steps=1000,
         teacher_batch=32, teacher_lr=2e-3, width=8, global_width=8, size=64, epochs=8, train_batch=2, lr=1e-3,
         shortened=True,
     ),
@@ -96,6 +96,7 @@ class Gcad(Trained):
             left = [torch.stack(self._losses(x, p, config.epochs)) for p in config.patches for x in held.split(1)]
             drawn, local, _ = torch.stack(left).mean(0).tolist()
         # the teacher's channels have variance 1: 1 is what their mean would leave
+        learnt(log, logs)
         return {**log, **logs, "unexplained": {"local": local, "drawn from the code": drawn}}
 
     def _losses(self, x: Tensor, patch: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,6 +16,7 @@ convolution is padded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +27,13 @@ from torch import Tensor
 from torch.optim import Adam
 
 from models.base import Context, Images, ModelError, Prediction, Progress, no_progress
+from models.nn.floor import mark
 from models.nn.neighbours import knn
-from models.nn.patch_encoder import BIG, SMALL, Classifier, Encoder, directed, near, spread_over
+from models.nn.patch_encoder import BIG, DIRECTIONS, SMALL, Classifier, Encoder, directed, near, spread_over
 from models.nn.trained import Trained, TrainedConfig
 from models.registry import register
+
+GUESS = math.log(len(DIRECTIONS))  # cross entropy of a classifier that has learnt nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,7 @@ class PatchSvddConfig(TrainedConfig):
 @register("patch_svdd", presets={
     "paper": PatchSvddConfig(),
     "quick": PatchSvddConfig(
-        size=128, draws=2, weight=1e-3, strides=(16, 8), epochs=2, train_batch=16, lr=1e-3, shortened=True
+        size=128, draws=2, weight=1e-3, strides=(16, 8), epochs=20, train_batch=8, lr=3e-4, shortened=True
     ),
 })
 class PatchSvdd(Trained):
@@ -85,6 +89,10 @@ class PatchSvdd(Trained):
         with torch.no_grad():
             parts = [self._embedded(x) for x in pictures.split(self.config.batch)]
         self.bank = [torch.cat([part[i].flatten(0, 2) for part in parts]) for i in range(2)]
+        for name in ("big", "small"):
+            if (reached := log[f"direction_{name}"][-1]) > 0.99 * GUESS:
+                mark(log, "floor", f"the classifier of directions ({name} patches) does no better than a guess "
+                                   f"(cross entropy {reached:.3f}, a guess {GUESS:.3f}): train it longer")
         big, small = (float(rows.std(0).mean()) for rows in self.bank)
         return {**log, "spread_big": big, "spread_small": small}
 

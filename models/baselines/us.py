@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from models.base import Context, Images, Prediction, Progress, no_progress
-from models.descriptor import Descriptor, DescriptorConfig, taught, teachers
+from models.descriptor import Descriptor, DescriptorConfig, learnt, taught, teachers
 from models.nn.trained import Trained
 from models.nn.training import split
 from models.registry import register
@@ -47,7 +47,7 @@ class UsConfig(DescriptorConfig):
     "p33": UsConfig(patches=(33,)),
     "p65": UsConfig(patches=(65,)),
     "quick": UsConfig(
-        patches=(33,), narrow=16, layer="layer3", textures="embedded", natural_size=128, teacher_steps=200,
+        patches=(33,), narrow=16, layer="layer3", textures="embedded", natural_size=128, teacher_steps=1000,
         teacher_batch=32, teacher_lr=2e-3, size=128, epochs=3, lr=1e-3, shortened=True,
     ),
 })
@@ -87,6 +87,7 @@ class Us(Trained):
             ]).cpu()
             left = {patch: torch.stack([self._loss(x, patch) for x in held.split(1)]).mean() /
                     (self.config.students * self.trained[f"teacher{patch}"].channels) for patch in self.config.patches}
+        learnt(log, logs)
         return {**log, **logs, "unexplained": {str(patch): float(value) for patch, value in left.items()}}
 
     def _loss(self, x: Tensor, patch: int) -> Tensor:

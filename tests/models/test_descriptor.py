@@ -82,3 +82,11 @@ def test_distillation_explains_the_backbones_features_once_for_all_categories(mo
 def test_no_natural_pictures_are_said():
     with pytest.raises(ModelError, match="natural pictures"):
         Teacher(17, 16).distil(DescriptorConfig(), context(), no_progress)
+
+
+def test_a_teacher_that_explains_nothing_marks_the_figures():
+    log = {}
+    descriptor.learnt(log, {"teacher17": {"unexplained": 0.6}})
+    assert log == {}
+    descriptor.learnt(log, {"teacher17": {"unexplained": 0.6}, "teacher33": {"unexplained": 0.998}})
+    assert log["marks"] == ["floor"] and "teacher33 explains 0.2% of the variance" in log["notes"][0]

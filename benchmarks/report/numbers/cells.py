@@ -17,7 +17,7 @@ MARKS = {
     "reduced": ("‡", "the data differ from the full public set"),
     "noted": ("▽", "the data were read with a remark, which stands below"),
     "short": ("§", "trained on a shortened schedule"),
-    "floor": ("⊥", "not better than the mean picture: its network reconstructs no better than one picture for all"),
+    "floor": ("⊥", "no better than a trivial predictor (the mean picture, a guess)"),
     "code": ("○", "its dense code is hardly used: one code for all pictures reconstructs nearly as well"),
     "modified": ("¶", "settings differ from the preset"),
     "seeds": ("‖", "fewer seeds than the table asks for, or than its other figures have"),

@@ -131,3 +131,13 @@ def test_what_cannot_work_is_refused():
 
 def test_fit_predict_seed_and_state():
     check_fit_predict_seed_and_state("patch_svdd@quick", SETTINGS)
+
+
+def test_a_classifier_that_guesses_marks_the_figures(monkeypatch):
+    """Pictures of one colour say nothing of directions."""
+    train = [np.full((128, 128, 3), 90, np.uint8)] * 6
+    settings = {"epochs": "1", "train_batch": "30", "draws": "20"}
+    log = build("patch_svdd@quick", settings).fit(train, None)
+    assert log["marks"] == ["floor"] * 2 and "a guess 2.079" in log["notes"][-1]
+    monkeypatch.setattr("models.baselines.patch_svdd.GUESS", 9.0)
+    assert "marks" not in build("patch_svdd@quick", settings).fit(train, None)
