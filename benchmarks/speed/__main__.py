@@ -61,7 +61,7 @@ SECTIONS = {
         "step_speed dae@mse:size=128 cae@mse:size=128 gen_encdec@paper:size=64 tsdn@paper:size=128 "
         f"rb_ae@paper:size=128 draem@paper:size=64 simplenet@resnet18 --against {BEFORE_STEPS} --rounds N",
         f"dae@mse:size=64 simplenet@demo --against {BEFORE_STEPS} --rounds 1",
-        "Sizes of the papers, whose steps take minutes here, and their batches.", 3),
+        "The papers' sizes and batches.", 3),
     "start-up": Section(
         "Start-up", "startup_speed --data-root DIR --weights WDIR --rounds N", "",
         "A cold disk; methods that train anomalib's networks, whose import takes seconds more."),
@@ -69,7 +69,7 @@ SECTIONS = {
         "Profile of whole units, before and after",
         f"unit_profile patchcore@resnet18 tsdn@quick:epochs=1 --data-root DIR --weights WDIR --against {BEFORE} "
         "--rounds N", f"patchcore@demo --data-root DIR --weights WDIR --against {BEFORE} --rounds 1",
-        "TSDN's full training: in one of its 20 epochs the superpixels, made once, weigh twenty times as much.", 1),
+        "TSDN's full training: this is one of its 20 epochs, and what is made once weighs more in it.", 1),
     "neighbours": Section(
         "Neighbour search beside anomalib's",
         "parts_speed neighbours --data-root DIR --weights WDIR --train 24 --rounds N", "--train 8",
