@@ -8,9 +8,9 @@ step' has everything after the imports and the making of the networks in it, suc
 ours does once. anomalib's networks start from our first weights, and learn the pictures that ours does:
 
 - stfpm: 256 px; every step has all pictures, so both losses must agree step by step. They do at a rate of 0.02; at
-  anomalib's own 0.4 the first agreed too, and the fourth was 7 % apart: first gradients 0.3 % apart, from features equal
-  to 1e-5, lead elsewhere at that rate. anomalib's loss is half the batch times ours, so our rate is as many
-  times its, and our decay as much less; its losses are shown divided by that.
+  anomalib's own 0.4 the first agreed too, and the fourth was 7 % apart: features equal to 1e-5 gave first gradients
+  0.3 % apart, which lead elsewhere at that rate. anomalib's loss is half the batch times ours, so our rate is as
+  many times its, and our decay as much less; its losses are shown divided by that.
 - draem: our preset `anomalib` at 256 px; the textures are the same, where defects come and how differs by chance.
 - efficientad: one picture a step at 256 px; the teacher has random weights (the same), and for its ImageNet pictures
   stand the textures.
