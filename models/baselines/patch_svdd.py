@@ -51,7 +51,7 @@ class PatchSvddConfig(TrainedConfig):
 @register("patch_svdd", presets={
     "paper": PatchSvddConfig(),
     "quick": PatchSvddConfig(
-        size=128, draws=2, weight=1e-3, strides=(16, 8), epochs=20, train_batch=8, lr=3e-4, shortened=True
+        size=128, draws=2, weight=1e-3, strides=(16, 8), epochs=2, train_batch=16, lr=1e-3, shortened=True
     ),
 })
 class PatchSvdd(Trained):
