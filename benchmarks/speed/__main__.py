@@ -83,7 +83,7 @@ SECTIONS = {
         "parts_speed distances --data-root DIR --weights WDIR --train 24", "--train 8", "Other categories."),
     "second": Section(
         "Second method on a category",
-        "parts_speed second --data-root DIR --weights WDIR --rounds N", "--train 8", "Other pairs of methods."),
+        "parts_speed second --data-root DIR --weights WDIR --rounds N", "--train 8", "Other pairs of methods.", 3),
     "coreset": Section(
         "Coreset beside anomalib's KCenterGreedy",
         "coreset_speed --pictures DIR/mvtec_ad/bottle/train/good --weights WDIR --points 16384 65536 --rounds N",
@@ -101,7 +101,7 @@ SECTIONS = {
         "torch.compile's form, and networks other than ResNets."),
     "load": Section(
         "The demo beside busy processes", "cpu_speed load --rounds N", "",
-        "All methods of the demo, which take minutes more.", 2),
+        "All methods of the demo, which take minutes more.", 1),
     "waiting": Section(
         "How waiting threads wait", "cpu_speed waiting --rounds N", "",
         "A machine of its own, where threads that spin answer sooner."),
@@ -110,7 +110,7 @@ SECTIONS = {
         "dae@mse --profile", "Another implementation beside it."),
     "ensembles": Section(
         "Ensembles", "ensemble_speed --weights WDIR --rounds N", "--size 2000 200 --pictures 10",
-        "Members of other backbones."),
+        "Members of other backbones; more rounds: scikit-learn's IncrementalPCA takes minutes in each.", 1),
 }
 
 
