@@ -76,7 +76,7 @@ SECTIONS = {
         "Wide ResNet-50, and banks of more than 24 pictures."),
     "growth": Section(
         "Growth with the number of pictures",
-        "parts_speed growth --data-root DIR --weights WDIR --rounds N", "--train 8 --images 2",
+        "parts_speed growth --data-root DIR --weights WDIR --images 8 --rounds N", "--train 8 --images 2",
         "More than 8 times the pictures."),
     "distances": Section(
         "Share of the distances that the coreset computes",

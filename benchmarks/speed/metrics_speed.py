@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.metrics import LIMITS, Region, Scorer
+from benchmarks.speed.common import machine
 
 # MVTec AD bottle: images by type, and the mean share of anomalous pixels
 BOTTLE = (("good", 20, 0.0), ("broken_large", 20, 0.117), ("broken_small", 22, 0.031), ("contamination", 21, 0.085))
@@ -284,6 +285,7 @@ def main() -> None:
         pixels, limit, folder = args.growth_child
         growth_child(int(pixels), int(limit) or None, Path(folder))
         return
+    print(f"{machine()}. Medians of {args.rounds} rounds.\n", flush=True)
     with tempfile.TemporaryDirectory() as held:
         folder, rng = Path(held), np.random.default_rng(0)
         if args.growth:

@@ -163,6 +163,8 @@ def growth(root: Path, arguments: argparse.Namespace) -> None:
     # every second one, so that small counts hold good and anomalous pictures alike
     order = np.random.default_rng(0).permutation(len(test))
     base = arguments.images
+    if base * FACTORS[-1] > len(test):
+        raise SystemExit(f"--images {base}: {base * FACTORS[-1]} test pictures are needed, and there are {len(test)}")
     parts: dict[str, dict[int, list[float]]] = {"predict": {}, "metrics": {}, "coreset 1 %": {}, "coreset 10 %": {}}
     everything = patches(detector, train)
     greedy_coreset(everything[:500], 50, start=0)  # compile
@@ -170,7 +172,7 @@ def growth(root: Path, arguments: argparse.Namespace) -> None:
     counts = [min(len(train), f * len(train) // FACTORS[-1]) for f in FACTORS]
     for _ in range(arguments.rounds):
         for factor, count in zip(FACTORS, counts, strict=True):
-            chosen = [int(order[i % len(order)]) for i in range(base * factor)]
+            chosen = [int(i) for i in order[: base * factor]]
             some = replace(category, test=tuple(category.test[i] for i in chosen))
             shifted = Shifted([test[i] for i in order], len(chosen))
             scored = score_test(detector, some, shifted, "original", lambda done, total: None)
