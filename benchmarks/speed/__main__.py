@@ -92,7 +92,7 @@ SECTIONS = {
         "Metrics beside others", "metrics_speed --rounds N", "--quick", "Pictures of a real data set.", 3),
     "metrics growth": Section(
         "Metrics: cost over the number of pixels", "metrics_speed --growth --rounds N", "--quick",
-        "More than 500 million pixels: a row of 500 takes most of a minute, of which making the maps is half.", 2),
+        "More than 500 million pixels.", 2),
     "defects": Section(
         "Artificial defects, and inference of the two methods that train on them",
         "defects_speed --only defects inference", "--only defects", "Another implementation beside it."),
@@ -110,7 +110,7 @@ SECTIONS = {
         "dae@mse --profile", "Another implementation beside it."),
     "ensembles": Section(
         "Ensembles", "ensemble_speed --weights WDIR --rounds N", "--size 2000 200 --pictures 10",
-        "Members of other backbones; more rounds: scikit-learn's IncrementalPCA takes minutes in each.", 1),
+        "Members of other backbones; more rounds: scikit-learn's IncrementalPCA takes 100 s in each.", 1),
 }
 
 
